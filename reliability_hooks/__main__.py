@@ -1,0 +1,7 @@
+"""`python -m reliability_hooks`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,40 @@
+"""`reliability-hooks COMMAND ...`; each command lives in a file of its own and is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+COMMANDS = {
+    "predict": "detect, score every object, write annotated pictures and predictions.json",
+    "calibrate": "fit a monitor for a detector on labelled images",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from .. import __version__
+
+        print(f"reliability_hooks {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        print(f"unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        print(usage(), file=sys.stderr)
+        return 2
+    status: int = import_module(f".{name}", __package__).main(rest)
+    return status
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: reliability-hooks COMMAND ...   (COMMAND --help says more)", "", *lines])

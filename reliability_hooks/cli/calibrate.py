@@ -1,0 +1,131 @@
+"""`calibrate`: fit a monitor for a detector on labelled images. Resumable; prints before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..config import Settings
+from ..evaluation.bootstrap import Estimate, image_bootstrap
+from ..evaluation.datasets import DetectionDataset, GroundTruth, read_coco
+from ..evaluation.metrics import CALIBRATION_METRICS
+from ..export.coco import write_json
+from ..instances import Instances
+from ..monitor import Monitor, labelled
+from .collect import Collector, label_names
+from .common import attach_monitor, guarded, open_detector, parser, settings_of
+
+SHOWN = ("d_ece", "brier", "auroc", "augrc")
+
+
+def main(argv: Sequence[str], prog: str = "reliability-hooks calibrate") -> int:
+    """Parse and run."""
+    p = parser(prog, "Fit a monitor: how often is this detector right, given what its detections look like?",
+               ["detector", "host", "device", "conf", "batch"])
+    p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
+    p.add_argument("--images", metavar="DIR", help="directory of the images")
+    p.add_argument("--annotations", metavar="JSON", help="COCO instances.json")
+    p.add_argument("--conditions", metavar="NAMES", help="comma-separated: clean,blur,noise,low_light,...")
+    p.add_argument("--out", metavar="DIR", help="directory of the monitor (default: monitor.path, or runs/monitor)")
+    args = p.parse_intermixed_args(list(argv))
+
+    def run() -> int:
+        flags = {"data.images": args.images, "data.annotations": args.annotations,
+                 "data.conditions": f"[{args.conditions}]" if args.conditions else None}
+        pairs = [x for key, value in flags.items() if value is not None for x in (key, value)]
+        settings = settings_of(args, [*pairs, *args.opts])
+        return calibrate(settings, Path(args.out or settings.monitor.path or "runs/monitor"))
+
+    return guarded(run, args.debug)
+
+
+def calibrate(settings: Settings, out: Path) -> int:
+    """Write a monitor to `out` with `report.json` beside it.
+
+    What is known of an image is kept in `out/cache`, so that an interrupted run goes on where it stopped.
+
+    Returns:
+        0, or 1 where some images could not be read; the monitor is fitted on the others.
+    """
+    data, m = settings.data, settings.monitor
+    if data.images is None or data.annotations is None:
+        raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
+    console = Console()
+    monitor = Monitor(m.signals, iou_threshold=m.iou_threshold, seed=settings.seed)
+    with attach_monitor(open_detector(settings), monitor, settings) as handle:
+        fingerprint = handle.host.fingerprint()
+        dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
+        dataset = dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset
+        for name, count in dataset.unmapped.items():
+            console.print(f"{count} objects of class {name!r}, which the detector does not know", style="yellow")
+        collector = Collector(handle, settings, out / "cache")
+        collector.learn([(record, "clean") for record in dataset], console)
+        jobs = [(record, condition) for condition in data.conditions for record in dataset]
+        found = list(collector.collect(jobs, console))
+    pairs = [(instances, truth) for _, instances, truth in found]
+    model = monitor.fit(pairs, groups=[record.id for (record, _), _, _ in found], fingerprint=fingerprint)
+    table = before_and_after(monitor, pairs, [(str(record.id), c) for (record, c), _, _ in found])
+    monitor.save(out)
+    write_json(out / "report.json", {
+        "version": __version__, "settings": asdict(settings), "failed": collector.failed, "fit": model.report,
+        "protocol": protocol(settings, dataset),
+        "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in table.items()},
+    })
+    _print(console, table, model.report, out, protocol(settings, dataset))
+    for failure in collector.failed:
+        console.print(f"failed: {failure}", style="red")
+    return 1 if collector.failed else 0
+
+
+def before_and_after(
+    monitor: Monitor, pairs: Sequence[tuple[Instances, GroundTruth]], images: Sequence[Any]
+) -> dict[str, dict[str, Estimate]]:
+    """Metrics of the raw score and of the cross-fitted reliability, intervals by bootstrap over photographs."""
+    assert monitor.model is not None
+    assert monitor.model.cross_fitted is not None
+    rows, correct, _, image = labelled(pairs, monitor.iou_threshold)
+    photograph = np.array([name for name, *_ in images])[image.numpy()]
+    metrics = {name: CALIBRATION_METRICS[name] for name in SHOWN}
+
+    def measure(p: torch.Tensor) -> dict[str, Estimate]:
+        ok = p.isfinite()
+        return image_bootstrap(
+            metrics, photograph[ok.numpy()], p[ok].double().numpy(), correct[ok].numpy(),
+            all_images=np.unique([name for name, *_ in images]),
+        )
+
+    return {"detector's score": measure(rows.scores), "reliability": measure(monitor.model.cross_fitted)}
+
+
+def protocol(settings: Settings, dataset: DetectionDataset) -> str:
+    """What the figures mean, in a sentence."""
+    return (
+        f"right = same class and IoU >= {settings.monitor.iou_threshold} by COCO greedy matching; "
+        f"{len(dataset)} images under {', '.join(settings.data.conditions)}; "
+        f"detector options {json.dumps(settings.detector.predict)}; "
+        "reliability cross-fitted by image; D-ECE in 10 equal bins; 95 % intervals by bootstrap over images"
+    )
+
+
+def _print(
+    console: Console, table: Mapping[str, Mapping[str, Estimate]], fit: Mapping[str, Any], out: Path, text: str
+) -> None:
+    shown = Table(title="before and after")
+    shown.add_column("")
+    for name in SHOWN:
+        shown.add_column(name.replace("_", "-").upper(), justify="right")
+    for row, line in table.items():
+        shown.add_row(row, *(str(line[name]) for name in SHOWN))
+    console.print(shown)
+    console.print(text, highlight=False, style="dim")
+    console.print(f"model: {fit['chosen']}", highlight=False)
+    console.print(f"written: {out}/ (monitor.json, state.safetensors, report.json)", highlight=False)

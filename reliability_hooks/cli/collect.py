@@ -1,0 +1,121 @@
+"""Run a hooked detector over labelled images under conditions, keeping on disk what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+
+from .. import __version__
+from ..config import Settings
+from ..evaluation.corruptions import corrupt
+from ..evaluation.datasets import GroundTruth, ImageRecord
+from ..hook import Handle
+from ..images import ImageError, read_image
+from ..instances import Instances
+from .common import batches
+
+Job = tuple[ImageRecord, str]
+"""An image and the condition under which it is seen."""
+
+
+class Collector:
+    """Runs the hooked detector over labelled images and keeps what it found on disk."""
+
+    def __init__(self, handle: Handle, settings: Settings, cache: Path) -> None:
+        self.handle, self.settings = handle, settings
+        self.cache = cache / _key(handle, settings)
+        self.failed: list[str] = []
+
+    def learn(self, jobs: Sequence[Job], console: Console) -> None:
+        """Show clean images to the signals that have to see some first."""
+        if self.handle.monitor.learns:
+            with self.handle.monitor.learning():
+                for batch in batches(self._progress(jobs, console, "learning"), self.settings.batch):
+                    self._run(batch)
+
+    def collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
+        """The instances of every job, without masks, logits and features; from the cache where it is there."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for batch in batches(self._progress(jobs, console, "detecting"), self.settings.batch):
+            new = [job for job in batch if not self._file(job).is_file()]
+            for job, instances in self._run(new):
+                _write_rows(self._file(job), instances)
+            for job in batch:
+                if self._file(job).is_file():
+                    yield job, _read_rows(self._file(job)), job[0].truth
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Instances]]:
+        seen, images = [], []
+        for record, condition in jobs:
+            try:
+                image = read_image(record.path)
+            except ImageError as e:
+                self.failed.append(str(e))
+                continue
+            seen.append((record, condition))
+            images.append(degrade(image, condition, self.settings.data.severity, record.id))
+        if images:
+            yield from zip(seen, self.handle.predict(images, **self.settings.detector.predict), strict=True)
+
+    def _file(self, job: Job) -> Path:
+        name = hashlib.sha256(f"{job[0].id}|{job[0].path}|{job[1]}".encode()).hexdigest()[:24]
+        return self.cache / f"{name}.safetensors"
+
+    @staticmethod
+    def _progress(jobs: Sequence[Job], console: Console, text: str) -> Iterator[Job]:
+        columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield from progress.track(jobs, description=text)
+
+
+def degrade(image: np.ndarray, condition: str, severity: float, seed: int | str) -> np.ndarray:
+    """(H, W, 3) uint8 under a condition; the same image always gets the same noise."""
+    if condition == "clean":
+        return image
+    number = int(hashlib.sha256(str(seed).encode()).hexdigest()[:8], 16)
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    return corrupt(pixels, condition, severity, seed=number).permute(1, 2, 0).contiguous().numpy()
+
+
+def label_names(names: Mapping[int, str]) -> list[str]:
+    """Class names by label; labels without a name of their own get `#label`."""
+    seen: dict[str, int] = {}
+    for label, name in sorted(names.items()):
+        seen.setdefault(name, label)
+    return [names[i] if i in names and seen[names[i]] == i else f"#{i}" for i in range(max(names, default=-1) + 1)]
+
+
+def _key(handle: Handle, settings: Settings) -> str:
+    """What else the rows depend on: nothing found under other settings, weights or code is ever taken for these."""
+    parts = [
+        __version__, handle.host.fingerprint(), settings.monitor.signals, settings.detector.predict,
+        settings.data.severity, asdict(settings.data) if handle.monitor.learns else None,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _write_rows(path: Path, instances: Instances) -> None:
+    from safetensors.torch import save_file
+
+    arrays = {"boxes": instances.boxes, "scores": instances.scores, "labels": instances.labels}
+    arrays |= {f"columns/{name}": value for name, value in instances.columns.items()}
+    draft = path.with_suffix(".new")
+    save_file({k: v.cpu().contiguous() for k, v in arrays.items()}, draft)
+    os.replace(draft, path)
+
+
+def _read_rows(path: Path) -> Instances:
+    from safetensors.torch import load_file
+
+    arrays = load_file(path)
+    columns = {k.removeprefix("columns/"): v for k, v in arrays.items() if k.startswith("columns/")}
+    return Instances(arrays["boxes"], arrays["scores"], arrays["labels"], columns=columns)

@@ -1,0 +1,99 @@
+"""What the commands share: arguments -> settings, settings -> detector and monitor, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..config import Settings, load_settings
+from ..hook import Handle, attach
+from ..hosts.base import load
+from ..monitor import Monitor
+
+T = TypeVar("T")
+
+FLAGS = {
+    "detector": ("detector.weights", "weights file (YOLO .pt), or HOST:SPEC such as torchvision:fasterrcnn_...:w.pth"),
+    "host": ("detector.host", "framework of the detector, where its file does not tell"),
+    "device": ("detector.device", "cpu, cuda, cuda:1 ..."),
+    "conf": ("detector.predict.conf", "score cut of the detector"),
+    "batch": ("batch", "images in one call of the detector"),
+    "monitor": ("monitor.path", "directory of a fitted monitor"),
+}
+
+
+def parser(prog: str, description: str, flags: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser with the given settings as flags, `--config-file` and trailing `KEY VALUE` overrides."""
+    p = argparse.ArgumentParser(
+        prog=prog, description=description, epilog="KEY VALUE pairs override any setting: detector.predict.imgsz 320"
+    )
+    p.add_argument("--config-file", metavar="YAML", help="settings; see configs/")
+    for flag in flags:
+        p.add_argument(f"--{flag}", metavar=flag.upper(), help=FLAGS[flag][1])
+    p.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return p
+
+
+def settings_of(args: argparse.Namespace, opts: Sequence[str]) -> Settings:
+    """The config file, then flags, then overrides."""
+    chosen = [(FLAGS[f][0], getattr(args, f)) for f in FLAGS if getattr(args, f, None) is not None]
+    return load_settings(args.config_file, [*(x for pair in chosen for x in pair), *opts])
+
+
+def guarded(run: Callable[[], int], debug: bool) -> int:
+    """Run a command; what a user can mend is one line on stderr and status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    os.environ.setdefault("YOLO_OFFLINE", "true")  # a command never looks things up on the network by itself
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, TypeError) as e:
+        if debug:
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def open_detector(settings: Settings) -> Any:
+    """The detector that the settings name."""
+    d = settings.detector
+    if d.weights is None:
+        raise ValueError("which detector? give --detector WEIGHTS (or detector.weights in the config)")
+    model = load(d.weights, d.host, **d.load)
+    return model if d.device is None else model.to(d.device)
+
+
+def attach_monitor(model: Any, monitor: Monitor, settings: Settings) -> Handle:
+    """Hook the detector as the settings say."""
+    return attach(model, monitor, strict=settings.monitor.strict)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    if size < 1:
+        raise ValueError(f"batch must be at least 1, not {size}")
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def unique_stem(path: Path, taken: set[str]) -> str:
+    """A file stem for results of `path` that no other has got."""
+    stem, k = path.stem, 1
+    while stem in taken:
+        k += 1
+        stem = f"{path.stem}-{k}"
+    taken.add(stem)
+    return stem

@@ -1,0 +1,179 @@
+"""Settings: YAML files with `_BASE_`, dotted overrides, and an error that names the nearest key for a typo."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+BASE_KEY = "_BASE_"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message says where and what would be right."""
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """The detector.
+
+    Attributes:
+        weights: A weights file, or HOST:SPEC (`torchvision:maskrcnn_resnet50_fpn_v2:weights.pth`).
+        host: Framework, where it cannot be told from `weights`.
+        device: `cpu`, `cuda`, `cuda:1`...; the framework's own choice without it.
+        load: Further options of the host's `load`.
+        predict: Options of the detector's own call (ultralytics: `conf`, `imgsz`, `iou`...; torchvision: `conf`).
+    """
+
+    weights: str | None = None
+    host: str | None = None
+    device: str | None = None
+    load: dict[str, Any] = field(default_factory=dict)
+    predict: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """The monitor.
+
+    Attributes:
+        path: Directory of a fitted monitor; what `calibrate` writes and `predict` reads.
+        signals: Signals to compute, when a new one is fitted.
+        iou_threshold: IoU from which a detection counts as right.
+        strict: Raise a fault of the hook instead of answering "unknown".
+    """
+
+    path: str | None = None
+    signals: list[str] = field(default_factory=lambda: ["geometry", "candidates", "image", "ood/logits"])
+    iou_threshold: float = 0.5
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Labelled images.
+
+    Attributes:
+        images: Directory of the images.
+        annotations: COCO `instances.json`.
+        conditions: Synthetic conditions under which each image is seen (`clean`, `blur`, `noise`, `low_light`,
+            `low_resolution`, `fog`, `jpeg`).
+        severity: Strength of the conditions in (0, 1].
+        limit: Use this many images only.
+    """
+
+    images: str | None = None
+    annotations: str | None = None
+    conditions: list[str] = field(default_factory=lambda: ["clean"])
+    severity: float = 0.5
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a command needs.
+
+    Attributes:
+        detector: The detector.
+        monitor: The monitor.
+        data: Labelled images, for `calibrate`.
+        batch: Images in one call of the detector.
+        seed: Of everything that draws.
+    """
+
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    batch: int = 8
+    seed: int = 0
+
+
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a file and overrides.
+
+    Args:
+        path: A YAML file; its `_BASE_` (a path relative to it) is read first.
+        overrides: `KEY VALUE KEY VALUE ...` with dotted keys, as in Detectron2; each value is read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or no YAML, a key is unknown (the nearest is named), a type is wrong.
+    """
+    tree = read_tree(Path(path)) if path is not None else {}
+    if len(overrides) % 2:
+        raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ConfigError(f"value of {key}: {text!r} is no YAML ({e})") from e
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    settings: Settings = _build(Settings, tree, "")
+    return settings
+
+
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file with its bases merged under it."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{BASE_KEY} goes round in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"cannot read the config {path}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is no valid YAML: {e}") from e
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines, not {type(tree).__name__}")
+    base = tree.pop(BASE_KEY, None)
+    return tree if base is None else merge(read_tree(path.parent / str(base), (*seen, path)), tree)
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings joined; `over` wins, lists are replaced."""
+    out = dict(under)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _build(cls: type, tree: Any, where: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where or 'the config'} must hold `key: value` lines, not {tree!r}")
+    known = {f.name: f for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key in tree:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            hint = f"did you mean {where + near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise ConfigError(f"unknown setting {where + str(key)!r}; {hint}")
+    values = {key: _value(hints[key], value, where + key) for key, value in tree.items()}
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, {} if value is None else value, where + ".")
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if origin is list and isinstance(value, list):
+        return [_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and origin is None and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ConfigError(f"{where} must be {name}, not {value!r}")

@@ -1,0 +1,1 @@
+"""Judging reliability: ground truth, matching, metrics with intervals over images, synthetic conditions."""

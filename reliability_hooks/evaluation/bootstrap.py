@@ -1,0 +1,154 @@
+"""Confidence intervals by resampling images: instances of one image are not independent, so they stay together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: Called as metric(*arrays) for the value and metric(*arrays, weight=multiplicities) for each draw.
+Metric = Callable[..., float]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its percentile interval; prints as `0.081 [0.062, 0.103]`.
+
+    Attributes:
+        value: the figure on the data as they are.
+        low: lower end of the interval, NaN if the figure is undefined in more than half of the draws. Likewise `high`.
+        level: coverage of the interval, such as 0.95.
+        n: number of instances.
+        n_images: number of images that were resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    n: int
+    n_images: int
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __str__(self) -> str:
+        return format(self)
+
+
+def image_bootstrap(
+    metrics: Mapping[str, Metric],
+    image_ids: ArrayLike,
+    *arrays: ArrayLike,
+    draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+    all_images: ArrayLike | None = None,
+) -> dict[str, Estimate]:
+    """Estimates each metric with a percentile interval over images, the same draws for all of them.
+
+    Args:
+        metrics: name -> metric, as in `metrics.CALIBRATION_METRICS`.
+        image_ids: (N,) image of each instance.
+        *arrays: (N,) arrays, handed to each metric in this order.
+        draws: number of resamples.
+        level: coverage in (0, 1).
+        seed: of the draws.
+        all_images: ids of all images looked at, where some have no instance and yet belong to the sample.
+
+    Returns:
+        name -> `Estimate`.
+
+    Raises:
+        ValueError: lengths differ, `draws` or `level` make no sense, or an image id is not among `all_images`.
+    """
+    columns = [np.asarray(array) for array in arrays]
+    images, n_images = _image_index(image_ids, all_images, columns)
+    weights = _weights(images, n_images, draws, level, seed)
+    values = np.array([[metric(*columns, weight=w) for metric in metrics.values()] for w in weights])
+    values = values.reshape(draws, len(metrics))
+    return {
+        name: _estimate(float(metric(*columns)), values[:, k], level, len(images), n_images)
+        for k, (name, metric) in enumerate(metrics.items())
+    }
+
+
+def paired_bootstrap(
+    metric: Metric,
+    image_ids: ArrayLike,
+    a_arrays: Sequence[ArrayLike],
+    b_arrays: Sequence[ArrayLike],
+    draws: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+    all_images: ArrayLike | None = None,
+    ratio: bool = False,
+) -> Estimate:
+    """Estimates metric(a) - metric(b), or metric(a) / metric(b), for two judgements of the same instances.
+
+    Each draw weighs a and b alike, so what both share cancels and the interval is that of the difference itself.
+
+    Args:
+        metric: see `Metric`.
+        image_ids: (N,) image of each instance.
+        a_arrays: arrays (N,) handed to the metric, such as `(p, y)`.
+        b_arrays: the same for the other side.
+        draws: number of resamples.
+        level: coverage in (0, 1).
+        seed: of the draws.
+        all_images: as in `image_bootstrap`.
+        ratio: give the ratio in place of the difference; NaN where metric(b) is 0.
+
+    Raises:
+        ValueError: as `image_bootstrap`.
+    """
+    a, b = [np.asarray(array) for array in a_arrays], [np.asarray(array) for array in b_arrays]
+    images, n_images = _image_index(image_ids, all_images, a + b)
+
+    def compare(**weight: Any) -> float:
+        value_a, value_b = float(metric(*a, **weight)), float(metric(*b, **weight))
+        if not ratio:
+            return value_a - value_b
+        return value_a / value_b if value_b else float("nan")
+
+    values = np.array([compare(weight=w) for w in _weights(images, n_images, draws, level, seed)])
+    return _estimate(compare(), values, level, len(images), n_images)
+
+
+def _image_index(
+    image_ids: ArrayLike, all_images: ArrayLike | None, arrays: Sequence[NDArray[Any]]
+) -> tuple[NDArray[np.int64], int]:
+    """Numbers the images and returns the number of each instance's image and that of images."""
+    ids = np.asarray(image_ids)
+    if ids.ndim != 1 or any(array.shape[:1] != ids.shape for array in arrays):
+        raise ValueError(f"one image id for each row is needed: {ids.shape} ids, arrays {[a.shape for a in arrays]}")
+    known = np.unique(ids if all_images is None else np.asarray(all_images))
+    if not len(ids):
+        return np.zeros(0, np.int64), len(known)
+    missing = ids[~np.isin(ids, known)]
+    if len(missing):
+        raise ValueError(f"image id {missing[0]} is not among all_images")
+    return np.searchsorted(known, ids).astype(np.int64), len(known)
+
+
+def _weights(images: NDArray[np.int64], n_images: int, draws: int, level: float, seed: int) -> Iterator[Floats]:
+    """Yields (N,) multiplicities: how often each instance's image was drawn among n_images with replacement."""
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws must be at least 1 and level in (0, 1); got {draws} and {level}")
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        counts = np.bincount(rng.integers(n_images, size=n_images), minlength=n_images) if n_images else images
+        yield counts[images].astype(np.float64)
+
+
+def _estimate(value: float, values: Floats, level: float, n: int, n_images: int) -> Estimate:
+    valid = values[np.isfinite(values)]
+    low = high = float("nan")
+    if 2 * len(valid) >= len(values):
+        low, high = (float(q) for q in np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]))
+    return Estimate(value, low, high, level, n, n_images)

@@ -1,0 +1,97 @@
+"""What a host hands over for one image: the objects, and the evidence that they were made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .instances import Instances
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The pixels as the detector saw them, and where they lie in the original image.
+
+    A point x of the original lies at `x * scale + offset` in the view.
+
+    Attributes:
+        pixels: (3, h, w) float, RGB; `pixels * std + mean` lies in [0, 1].
+        scale: (x, y) view pixels in an original pixel.
+        offset: (x, y) view pixels before the image begins (letterbox padding).
+        mean: Mean of each channel that the detector subtracted.
+        std: Deviation of each channel that it divided by.
+    """
+
+    pixels: Tensor
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def to_view(self, boxes: Tensor) -> Tensor:
+        """(N, 4) xyxy from original to view pixels."""
+        return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
+
+    def to_image(self, boxes: Tensor) -> Tensor:
+        """(N, 4) xyxy from view to original pixels."""
+        return (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
+
+    def rgb(self, pixels: Tensor | None = None) -> Tensor:
+        """(..., 3, h, w) float32 in [0, 1]: the normalisation undone, for the view or for crops of it."""
+        pixels = (self.pixels if pixels is None else pixels).float()
+        if any(self.mean) or any(s != 1.0 for s in self.std):
+            pixels = pixels * pixels.new_tensor(self.std).view(3, 1, 1) + pixels.new_tensor(self.mean).view(3, 1, 1)
+        return pixels.clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Raw boxes before non-maximum suppression, one row for each (box, class) above the host's score floor.
+
+    Attributes:
+        boxes: (M, 4) float, xyxy in pixels of the original image, not clipped.
+        scores: (M,) float in [0, 1].
+        labels: (M,) int64.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> Candidates:
+        return cls(torch.zeros(0, 4, device=device), torch.zeros(0, device=device),
+                   torch.zeros(0, dtype=torch.int64, device=device))
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image on its way through the signals.
+
+    Attributes:
+        instances: The objects that the detector kept.
+        view: The pixels, or None where the host cannot give them.
+        candidates: The boxes before suppression, or None where the host cannot give them.
+    """
+
+    instances: Instances
+    view: View | None = None
+    candidates: Candidates | None = None
+
+    def with_instances(self, instances: Instances) -> Frame:
+        return replace(self, instances=instances)
+
+    def has(self, requirement: str) -> bool:
+        """Whether the evidence that a signal requires is there (`signals.base.REQUIREMENTS`)."""
+        if requirement == "image":
+            return self.view is not None
+        if requirement == "candidates":
+            return self.candidates is not None
+        if requirement == "tracks":
+            return self.instances.track_ids is not None
+        return getattr(self.instances, requirement) is not None

@@ -1,0 +1,102 @@
+"""attach(model, monitor): reliability beside a detector's untouched output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+
+from .frame import Frame
+from .hosts.base import Host, Removable, find_host
+from .instances import Instances
+from .monitor import Monitor, unknown
+
+log = logging.getLogger(__name__)
+
+
+class Handle:
+    """An attached monitor. Usable as a context manager; `remove()` restores the model exactly."""
+
+    def __init__(self, host: Host, monitor: Monitor, strict: bool) -> None:
+        self.host, self.monitor, self.strict = host, monitor, strict
+        self._reported: set[str] = set()
+        self._removables: list[Removable] = host.install(self._process, self._report)
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._removables)
+
+    def remove(self) -> None:
+        """Take every hook off the model. A second call does nothing."""
+        for removable in self._removables:
+            removable.remove()
+        self._removables = []
+
+    def predict(self, images: Sequence[np.ndarray], **options: Any) -> list[Instances]:
+        """Run the detector on (H, W, 3) uint8 RGB images and return the instances with all columns.
+
+        Args:
+            images: One array for each image.
+            **options: Passed to the host's own call (`conf=0.1` for ultralytics).
+        """
+        if not self.attached:
+            raise RuntimeError("this handle was removed; attach(model, monitor) again")
+        return self.host.predict(images, **options)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.remove()
+
+    def _process(self, build: Callable[[], Frame], bare: Callable[[], Instances]) -> Instances:
+        try:
+            return self.monitor.apply(build())
+        except Exception as fault:
+            self._report(fault)
+            return unknown(bare())
+
+    def _report(self, fault: Exception) -> None:
+        if self.strict:
+            raise fault
+        cause = f"{type(fault).__name__}: {fault}"
+        if cause not in self._reported:  # one line for each cause, not one for each frame
+            self._reported.add(cause)
+            log.warning("reliability is unknown (NaN): %s", cause, exc_info=fault)
+
+
+_attached: WeakKeyDictionary[Any, ref[Handle]] = WeakKeyDictionary()  # the model's own hooks keep a handle alive
+
+
+def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False) -> Handle:
+    """Hook a detector so that each of its detections carries a reliability.
+
+    The detector's own output stays bit-identical; what is added stands beside it (`result.instances` and
+    `result.reliability` for ultralytics, the keys `reliability`, `verdict` and `instances` for torchvision).
+    A model that is hooked already gets the new monitor in place of the old one.
+
+    Args:
+        model: An ultralytics `YOLO` or a torchvision detection model.
+        monitor: A fitted `Monitor`; without one the signals are computed and the reliability is NaN.
+        strict: Raise a fault of the hook instead of logging it and answering "unknown".
+
+    Returns:
+        The handle; `with attach(...)` removes it at the end of the block.
+
+    Raises:
+        TypeError: No host knows this kind of model.
+        StateError: The monitor was fitted on another model.
+    """
+    host = find_host(model)
+    monitor = Monitor() if monitor is None else monitor
+    monitor.check(host.fingerprint)
+    former = _attached[model]() if model in _attached else None
+    if former is not None:
+        former.remove()
+    handle = Handle(host, monitor, strict)
+    _attached[model] = ref(handle)
+    return handle

@@ -1,0 +1,1 @@
+"""Hosts: the only rooms that import a detector framework, each lazily."""

@@ -1,0 +1,273 @@
+"""The one composition point: settings -> signals + reliability; fit, apply, save, load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .evaluation.datasets import GroundTruth
+from .evaluation.matching import Matches, match
+from .frame import Frame
+from .instances import Instances
+from .reliability.model import ReliabilityModel
+from .reliability.state import StateError, load_state, pack, save_state, unpack
+from .signals.base import Signal, create
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SIGNALS = ("geometry", "candidates", "image", "ood/logits")
+VERDICTS = {-1: "reject", 0: "unknown", 1: "accept"}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One piece of evidence for or against a detection.
+
+    Attributes:
+        column: The column that it comes from.
+        phrase: What it says, in words.
+        change: What it does to the reliability, against a typical value of the same column.
+    """
+
+    column: str
+    phrase: str
+    change: float
+
+
+def unknown(instances: Instances) -> Instances:
+    """The answer when there is none: reliability NaN, verdict unknown."""
+    nan = torch.full((len(instances),), torch.nan, device=instances.device)
+    verdict = torch.zeros(len(instances), dtype=torch.int64, device=instances.device)
+    return instances.with_columns({"reliability": nan, "expected_iou": nan, "verdict": verdict})
+
+
+class Monitor:
+    """Signals and the reliability that is made of them.
+
+    Args:
+        signals: Registered names, or signals of one's own.
+        iou_threshold: A detection is right when it overlaps an object of its class by at least this IoU.
+        seed: Of cross-validation and of everything else that draws.
+
+    Attributes:
+        model: Columns -> reliability; None until fitted.
+        fingerprint: The detector that it was fitted on.
+    """
+
+    def __init__(
+        self, signals: Sequence[str | Signal] = DEFAULT_SIGNALS, *, iou_threshold: float = 0.5, seed: int = 0
+    ) -> None:
+        named = iter(create(s for s in signals if isinstance(s, str)))
+        self.signals = [next(named) if isinstance(s, str) else s for s in signals]
+        if not 0 <= iou_threshold < 1:
+            raise ValueError(f"iou_threshold must lie in [0, 1), not {iou_threshold}")
+        self.iou_threshold, self.seed = iou_threshold, seed
+        self.model: ReliabilityModel | None = None
+        self.fingerprint: dict[str, Any] | None = None
+        self._learning = False
+        self._skipped: set[str] = set()
+
+    def apply(self, frame: Frame) -> Instances:
+        """The frame's instances with every signal's columns, `reliability`, `expected_iou` and `verdict`.
+
+        Raises:
+            ValueError: The model was fitted with a column that this frame cannot give.
+        """
+        if self._learning:
+            for signal in self._usable(frame):
+                if signal.learns:
+                    signal.update(frame)
+            return unknown(frame.instances)
+        instances = frame.instances
+        columns: dict[str, Tensor] = {}
+        for signal in self._usable(frame):
+            columns.update(signal(frame))
+        if len(instances) == 0:  # evidence may be missing where there is nothing: the schema stays
+            none = torch.zeros(0, device=instances.device)
+            columns = {name: none for signal in self.signals for name in signal.columns}
+        instances = unknown(instances.with_columns(columns))
+        if self.model is None:
+            return instances
+        return instances.with_columns(self.model.predict(instances.columns, instances.scores, instances.labels))
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """While it is open, frames teach the signals that learn instead of being scored."""
+        self._learning = True
+        try:
+            yield
+        finally:
+            self._learning = False
+        for signal in self.signals:
+            if signal.learns:
+                signal.finish()
+
+    @property
+    def learns(self) -> bool:
+        """Whether a signal has to see in-distribution frames first (`learning`)."""
+        return any(signal.learns for signal in self.signals)
+
+    def fit(
+        self,
+        pairs: Iterable[tuple[Instances, GroundTruth]],
+        groups: Sequence[Any] | None = None,
+        fingerprint: dict[str, Any] | None = None,
+    ) -> ReliabilityModel:
+        """Fit the reliability on labelled images.
+
+        Args:
+            pairs: For each image what `apply` gave and what is really there. Masks, logits and features are not used.
+            groups: For each image what it is a version of, so that copies of one photograph are never on both sides
+                of cross-validation; each image by itself without it.
+            fingerprint: Of the detector (`handle.host.fingerprint()`); a loaded monitor refuses any other.
+
+        Returns:
+            The model; its `report` says what was chosen and why.
+        """
+        pairs = list(pairs)
+        rows, correct, iou, image = labelled(pairs, self.iou_threshold)
+        groups = list(range(len(pairs))) if groups is None else list(groups)
+        codes = {g: i for i, g in enumerate(dict.fromkeys(groups))}
+        group = torch.tensor([codes[g] for g in groups], dtype=torch.int64)[image]
+        evidence = {n: rows.columns[n] for s in self.signals for n in s.columns if n in rows.columns}
+        self.model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=self.seed)
+        self.fingerprint = fingerprint
+        return self.model
+
+    def reasons(self, instances: Instances, top: int = 2) -> list[list[Reason]]:
+        """For each instance the `top` columns that lower its reliability most (or raise it least), in words."""
+        if self.model is None or len(instances) == 0:
+            return [[] for _ in range(len(instances))]
+        phrases = {name: phrase for signal in self.signals for name, phrase in signal.columns.items()}
+        changes = self.model.contributions(instances.columns, instances.scores, instances.labels)
+        typical = dict(zip(self.model.table.names, self.model.table.center[1:].tolist(), strict=True))
+        names = [name for name in changes if name in phrases and name in typical]
+        if not names:
+            return [[] for _ in range(len(instances))]
+        change = torch.stack([changes[n] for n in names], 1).nan_to_num()
+        value = torch.stack([instances.columns[n].double() for n in names], 1)
+        high = (value > value.new_tensor([typical[n] for n in names])).long().tolist()
+        order = change.argsort(1)[:, :top].tolist()
+        return [
+            [Reason(names[j], phrases[names[j]][high[i][j]], float(change[i, j])) for j in chosen]
+            for i, chosen in enumerate(order)
+        ]
+
+    def check(self, fingerprint: Callable[[], dict[str, Any]]) -> None:
+        """Refuse another detector than the one fitted on.
+
+        Raises:
+            StateError: It differs; the message names in what.
+        """
+        if self.fingerprint is None:
+            return
+        given = fingerprint()
+        differ = [k for k in sorted(self.fingerprint | given) if self.fingerprint.get(k) != given.get(k)]
+        if differ:
+            raise StateError(
+                f"this monitor was fitted on another detector (different: {', '.join(differ)}); "
+                "run `reliability-hooks calibrate` for this one, or attach the detector that it was fitted on"
+            )
+
+    def save(self, directory: str | Path) -> None:
+        """Write `state.safetensors` and `monitor.json`; what was there before stays whole until both are written.
+
+        Raises:
+            ValueError: Nothing was fitted.
+        """
+        if self.model is None:
+            raise ValueError("this monitor is not fitted; call fit() before save()")
+        tensors, meta = pack({"model": self.model.state(), **{s.name: s.state() for s in self.signals}})
+        settings = {"iou_threshold": self.iou_threshold, "seed": self.seed, "signals": [s.name for s in self.signals]}
+        save_state(directory, tensors, {"settings": settings, "fingerprint": self.fingerprint, "parts": meta})
+
+    @classmethod
+    def load(cls, directory: str | Path, signals: Sequence[str | Signal] | None = None) -> Monitor:
+        """A fitted monitor.
+
+        Args:
+            directory: Where `save` put it.
+            signals: Needed only where a signal of one's own is among them.
+
+        Raises:
+            StateError: Missing, damaged, or written by a later version; the message says what to do.
+        """
+        tensors, meta = load_state(directory)
+        try:
+            settings, parts = meta["settings"], (tensors, meta["parts"])
+            monitor = cls(
+                settings["signals"] if signals is None else signals,
+                iou_threshold=settings["iou_threshold"],
+                seed=settings["seed"],
+            )
+            names = [s.name for s in monitor.signals]
+            if names != settings["signals"]:
+                raise StateError(f"{directory} was fitted with the signals {settings['signals']}, not {names}")
+            monitor.fingerprint = meta["fingerprint"]
+            monitor.model = ReliabilityModel.from_state(unpack(parts, "model"))
+            for signal in monitor.signals:
+                signal.load_state(*unpack(parts, signal.name))
+        except KeyError as e:
+            raise StateError(f"{directory} is no complete monitor: {e} is missing; calibrate again") from e
+        return monitor
+
+    def _usable(self, frame: Frame) -> Iterator[Signal]:
+        for signal in self.signals:
+            missing = signal.missing(frame)
+            if not missing:
+                yield signal
+            elif len(frame.instances) and signal.name not in self._skipped:
+                self._skipped.add(signal.name)
+                log.warning("signal %s is skipped: this detector gives no %s", signal.name, " and no ".join(missing))
+
+
+def labelled(
+    pairs: Sequence[tuple[Instances, GroundTruth]], iou_threshold: float = 0.5
+) -> tuple[Instances, Tensor, Tensor, Tensor]:
+    """All detections of labelled images with what is true of them; those on crowd regions are left out.
+
+    Returns:
+        rows: All instances, without masks, logits and features.
+        correct: (N,) bool, true positive at `iou_threshold` (COCO greedy matching).
+        iou: (N,) IoU with the object matched at any overlap, 0 without one (the target of LaECE_0).
+        image: (N,) index of the pair.
+
+    Raises:
+        ValueError: No pairs.
+    """
+    if not pairs:
+        raise ValueError("no labelled images: pass at least one (instances, ground truth)")
+    bare = [
+        i.replace(masks=None, logits=None, head=None, background=None, features=None, track_ids=None).cpu()
+        for i, _ in pairs
+    ]
+    rows = Instances.cat(bare)
+    image = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(i) for i in bare]))
+
+    truths = [t for _, t in pairs]
+
+    def at(threshold: float) -> Matches:
+        return match(
+            rows.boxes,
+            rows.scores,
+            rows.labels,
+            image,
+            np.concatenate([t.boxes for t in truths]),
+            np.concatenate([t.labels for t in truths]),
+            np.repeat(np.arange(len(pairs)), [len(t) for t in truths]),
+            np.concatenate([t.crowd for t in truths]),
+            iou_threshold=threshold,
+        )
+
+    strict, any_overlap = at(iou_threshold), at(0.0)
+    keep = torch.from_numpy(~strict.ignore)
+    iou = torch.from_numpy(any_overlap.iou * any_overlap.tp)
+    return rows[keep], torch.from_numpy(strict.tp)[keep], iou[keep].float(), image[keep]

@@ -1,0 +1,1 @@
+"""Signal columns to a calibrated probability of being correct and an expected IoU."""

@@ -1,0 +1,84 @@
+"""What a signal is, and the list of those that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from ..frame import Frame
+
+Requirement = Literal["image", "candidates", "masks", "logits", "features", "tracks"]
+REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
+
+FAMILIES: dict[str, str] = {
+    "geometry": "geometry:Geometry",
+    "candidates": "candidates:CandidateStatistics",
+    "image": "image:ImageStatistics",
+    "ood/logits": "ood.logits:LogitScores",
+}
+"""Name of each signal and where it lives under `reliability_hooks.signals`: the one line to add for a new signal."""
+
+
+class Signal:
+    """One family of evidence about the instances of an image.
+
+    A subclass sets `name`, `requires` and `columns` and overrides `__call__`; one that learns from data sets `learns`
+    and overrides `update`, `finish`, `state` and `load_state` too. It never changes the frame.
+
+    Attributes:
+        name: Registered name; every column is called `name/...`.
+        requires: Evidence without which the signal is skipped (reported once, by name).
+        columns: Each column with a phrase for a low and for a high value, to name reasons with.
+        learns: Whether it has to see in-distribution frames before it can be called.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[Requirement, ...]] = ()
+    columns: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    learns: ClassVar[bool] = False
+
+    def __call__(self, frame: Frame) -> dict[str, Tensor]:
+        """Columns of length N, float32, on the device of the instances; NaN where a value is not defined."""
+        raise NotImplementedError
+
+    def missing(self, frame: Frame) -> list[str]:
+        """The requirements that this frame does not meet."""
+        return [r for r in self.requires if not frame.has(r)]
+
+    def update(self, frame: Frame) -> None:
+        """Learn from one in-distribution frame (constant memory). Called only where `learns` is set."""
+        raise NotImplementedError(f"{self.name} has nothing to learn")
+
+    def finish(self) -> None:
+        """Turn what was gathered into what `__call__` uses."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was learned: tensors and JSON-able values."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Restore what `state` gave."""
+
+
+def create(names: Iterable[str]) -> list[Signal]:
+    """Signals by name.
+
+    Raises:
+        ValueError: A name is not registered (the message gives the nearest), or named twice.
+    """
+    names = list(names)
+    signals: list[Signal] = []
+    for name in names:
+        if name not in FAMILIES:
+            near = get_close_matches(str(name), FAMILIES, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown signal {name!r}{hint} There are: {', '.join(FAMILIES)}")
+        if names.count(name) > 1:
+            raise ValueError(f"signal {name!r} is listed twice")
+        module, _, attribute = FAMILIES[name].partition(":")
+        signals.append(getattr(import_module(f".{module}", __package__), attribute)())
+    return signals

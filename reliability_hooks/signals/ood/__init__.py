@@ -1,0 +1,1 @@
+"""Out-of-distribution scores. Convention: higher = more out-of-distribution."""

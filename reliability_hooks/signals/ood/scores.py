@@ -1,0 +1,128 @@
+"""Out-of-distribution scores from the logits of each object. Higher = more out-of-distribution.
+
+Functions of (N, K) logits, with the background's column already dropped; each gives (N,) float32. They take the kind
+of head, because a softmax over a head that was trained as K separate yes/no questions has no meaning: a score asked
+of a head for which it is not defined raises ValueError and names the one that is. A row with a NaN gives NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from ...instances import Head
+
+
+def probabilities(logits: Tensor, head: Head) -> Tensor:
+    """(N, K) logits -> float32 probabilities: softmax over the given columns, or a sigmoid for each."""
+    _check(logits)
+    return logits.float().sigmoid() if head == "sigmoid" else logits.float().softmax(-1)
+
+
+def msp(logits: Tensor, head: Head) -> Tensor:
+    """Maximum softmax probability, negated: -max p in [-1, 0] (Hendrycks & Gimpel 2017).
+
+    For a sigmoid head p is the sigmoid: -max_c sigmoid(f_c), the same ranking as `max_logit`.
+    """
+    return -probabilities(logits, head).amax(-1)
+
+
+def max_logit(logits: Tensor) -> Tensor:
+    """-max_c f_c (Hendrycks et al. 2022, "Scaling OOD detection for real-world settings"); any head."""
+    _check(logits)
+    return -logits.float().amax(-1)
+
+
+def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> Tensor:
+    """-T log sum_c exp(f_c / T) (Liu et al. 2020, eq. 4); softmax heads only.
+
+    Raises:
+        ValueError: A sigmoid head, or a temperature that is not positive.
+    """
+    _check(logits)
+    if head == "sigmoid":
+        raise ValueError("energy is defined by a softmax head; for a sigmoid head use joint_energy")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    return -temperature * (logits.float() / temperature).logsumexp(-1)
+
+
+def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
+    """-sum_c log(1 + exp f_c) (Wang et al. 2021, "Can multi-label classification networks know what they don't know?").
+
+    Raises:
+        ValueError: A softmax head.
+    """
+    _check(logits)
+    if head != "sigmoid":
+        raise ValueError("joint_energy is defined by a sigmoid head; for a softmax head use energy")
+    return -softplus(logits.float()).sum(-1)
+
+
+def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
+    """-sum_c p_c log p_c in nats, in [0, log K]; softmax heads only.
+
+    Raises:
+        ValueError: A sigmoid head.
+    """
+    if head == "sigmoid":
+        raise ValueError("entropy over classes is defined by a softmax head; for a sigmoid head use binary_entropy")
+    return torch.special.entr(probabilities(logits, head)).sum(-1)  # entr(0) = 0: safe where p underflows
+
+
+def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
+    """Sum of the entropies of the K yes/no answers, in nats, in [0, K log 2]; sigmoid heads only.
+
+    Raises:
+        ValueError: A softmax head.
+    """
+    _check(logits)
+    if head != "sigmoid":
+        raise ValueError("binary_entropy is defined by a sigmoid head; for a softmax head use entropy")
+    f = logits.float()
+    return (torch.special.entr(f.sigmoid()) + torch.special.entr((-f).sigmoid())).sum(-1)
+
+
+def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) -> Tensor:
+    """Generalised entropy: sum over the `top` largest p of p^gamma (1 - p)^gamma (Liu et al. 2023, GEN, eq. 2 and 3).
+
+    Summed as published, not averaged. Works with logarithms: at gamma = 0.1 a p of 1 - 1e-9, which is 1 in float32,
+    still adds 0.13, and a clamp would bend the score. For a sigmoid head p are the sigmoids.
+
+    Args:
+        logits: (N, K).
+        head: How they become probabilities.
+        gamma: In (0, 1).
+        top: Number of largest probabilities; None for all (the paper takes 100 of 1,000 classes).
+
+    Raises:
+        ValueError: gamma or top out of range.
+    """
+    _check(logits)
+    if not 0 < gamma < 1:
+        raise ValueError(f"gamma must lie in (0, 1), not {gamma}")
+    if top is not None and top < 1:
+        raise ValueError(f"top must be at least 1 or None for all, not {top}")
+    f = logits.float()
+    ordered = f if top is None or top >= f.shape[-1] else f.topk(top).values
+    if head == "sigmoid":
+        log_both = logsigmoid(ordered) + logsigmoid(-ordered)
+    else:
+        log_p = ordered - f.logsumexp(-1, keepdim=True)
+        log_both = log_p + _log1mexp(log_p)
+        best = f.argmax(-1, keepdim=True)
+        others = f.scatter(-1, best, -torch.inf).logsumexp(-1, keepdim=True) - f.logsumexp(-1, keepdim=True)
+        at = best if ordered is f else torch.zeros_like(best)
+        log_both = log_both.scatter(-1, at, log_p.gather(-1, at) + others)  # 1 - p of the largest, without rounding
+    return (gamma * log_both).exp().sum(-1)
+
+
+def _log1mexp(log_p: Tensor) -> Tensor:
+    """log(1 - exp(log_p)) for log_p <= log(1/2); what rounding leaves above is overwritten by the caller."""
+    return (-log_p.exp()).log1p()
+
+
+def _check(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be (N, K) with at least one class, not {tuple(logits.shape)}")
