@@ -38,7 +38,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path} is no image that can be read") from e
     except FileNotFoundError as e:
         raise ImageError(f"{path} is not there") from e
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises all of these
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError) as e:
+        # Pillow raises all of these; ImportError comes from ultralytics, which patches its way in for HEIF
         raise ImageError(f"{path} cannot be read: {e}") from e
 
 

@@ -19,10 +19,11 @@ from ..evaluation.bootstrap import Estimate, image_bootstrap
 from ..evaluation.datasets import DetectionDataset, GroundTruth, read_coco
 from ..evaluation.metrics import CALIBRATION_METRICS
 from ..export.coco import write_json
+from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor, labelled
 from .collect import Collector, label_names
-from .common import attach_monitor, guarded, open_detector, parser, settings_of
+from .common import guarded, open_detector, parser, settings_of, terminal
 
 SHOWN = ("d_ece", "brier", "auroc", "augrc")
 
@@ -59,9 +60,9 @@ def calibrate(settings: Settings, out: Path) -> int:
     data, m = settings.data, settings.monitor
     if data.images is None or data.annotations is None:
         raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
-    console = Console()
+    console = terminal()
     monitor = Monitor(m.signals, iou_threshold=m.iou_threshold, seed=settings.seed)
-    with attach_monitor(open_detector(settings), monitor, settings) as handle:
+    with attach(open_detector(settings), monitor, strict=True) as handle:  # nothing is fitted on half the evidence
         fingerprint = handle.host.fingerprint()
         dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
         dataset = dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset

@@ -43,7 +43,13 @@ class Collector:
                     self._run(batch)
 
     def collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
-        """The instances of every job, without masks, logits and features; from the cache where it is there."""
+        """The instances of every job, without masks, logits and features; from the cache where it is there.
+
+        Raises:
+            ValueError: A condition is unknown; nothing was run then.
+        """
+        for condition in {condition for _, condition in jobs}:
+            corrupt(torch.zeros(3, 8, 8, dtype=torch.uint8), condition)
         self.cache.mkdir(parents=True, exist_ok=True)
         for batch in batches(self._progress(jobs, console, "detecting"), self.settings.batch):
             new = [job for job in batch if not self._file(job).is_file()]
@@ -109,7 +115,7 @@ def _write_rows(path: Path, instances: Instances) -> None:
     arrays = {"boxes": instances.boxes, "scores": instances.scores, "labels": instances.labels}
     arrays |= {f"columns/{name}": value for name, value in instances.columns.items()}
     draft = path.with_suffix(".new")
-    save_file({k: v.cpu().contiguous() for k, v in arrays.items()}, draft)
+    save_file({k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in arrays.items()}, draft)
     os.replace(draft, path)
 
 

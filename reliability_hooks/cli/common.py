@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from ..config import Settings, load_settings
-from ..hook import Handle, attach
 from ..hosts.base import load
-from ..monitor import Monitor
 
 T = TypeVar("T")
 
@@ -70,11 +70,6 @@ def open_detector(settings: Settings) -> Any:
     return model if d.device is None else model.to(d.device)
 
 
-def attach_monitor(model: Any, monitor: Monitor, settings: Settings) -> Handle:
-    """Hook the detector as the settings say."""
-    return attach(model, monitor, strict=settings.monitor.strict)
-
-
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, the last one shorter."""
     if size < 1:
@@ -87,6 +82,11 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
+
+
+def terminal() -> Console:
+    """Where a command prints; wide enough for its tables where there is no window to fit."""
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def unique_stem(path: Path, taken: set[str]) -> str:

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from ..config import Settings
 from ..export.coco import Rows, read_ids, to_coco, write_json
-from ..hook import Handle
+from ..hook import Handle, attach
 from ..images import ImageError, find_images, is_video, read_image, read_video
 from ..instances import Instances
 from ..monitor import Monitor
 from ..report.overlay import draw
-from .common import attach_monitor, batches, guarded, open_detector, parser, settings_of, unique_stem
+from .common import batches, guarded, open_detector, parser, settings_of, terminal, unique_stem
 
 
 @dataclass
@@ -65,14 +65,17 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
     Returns:
         0, or 1 where some images could not be read or detected on; the others are written all the same.
     """
-    console = Console()
+    console = terminal()
     files = find_images(source)
     image_ids, category_ids = read_ids(annotations) if annotations else ({}, None)
     m = settings.monitor
     monitor = Monitor.load(m.path) if m.path else Monitor(m.signals, iou_threshold=m.iou_threshold, seed=settings.seed)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out)
-    with attach_monitor(open_detector(settings), monitor, settings) as handle, Progress(console=console) as progress:
+    with (
+        attach(open_detector(settings), monitor, strict=m.strict) as handle,
+        Progress(console=console) as progress,
+    ):
         names = handle.host.class_names()
         task = progress.add_task("detecting", total=len(files))
         with _Videos(out) as videos:
@@ -166,12 +169,12 @@ class _Videos:
 def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
     rows = sorted(run.rows, key=lambda r: r["reliability"] if r["reliability"] == r["reliability"] else -1.0)
     table = Table(title=f"least reliable {min(most, len(rows))} of {len(rows)} detections in {run.images} images")
-    for heading in ("image", "class", "score", "reliability", "expected IoU", "speaks against it"):
-        table.add_column(heading, justify="right" if heading in ("score", "reliability", "expected IoU") else "left")
+    for heading in ("image", "class", "score", "reliability", "E[IoU]", "speaks against it"):
+        table.add_column(heading, justify="right" if heading in ("score", "reliability", "E[IoU]") else "left")
     for row in rows[:most]:
         numbers = (row["score"], row["reliability"], row["expected_iou"])
         shown = ["unknown" if v != v else f"{v:.2f}" for v in numbers]
-        table.add_row(row["file_name"], row["category_name"], *shown, ", ".join(row["reasons"]))
+        table.add_row(row["file_name"], row["category_name"], *shown, "; ".join(row["reasons"]))
     console.print(table)
     if not fitted:
         console.print("no monitor: reliability is unknown. Fit one: reliability-hooks calibrate --help", style="yellow")

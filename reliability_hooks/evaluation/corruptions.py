@@ -1,7 +1,7 @@
 """Synthetic conditions: what weather, light, optics and transmission do to a photograph, for fitting and benchmarks.
 
-In the spirit of Hendrycks & Dietterich (ICLR 2019), with a continuous severity in (0, 1] and strengths that scale with
-the image's short side, so that one severity means the same at every resolution. Severity 0.5 is clearly visible.
+In the spirit of Hendrycks & Dietterich (ICLR 2019), with a severity in (0, 1]. Blur and resolution scale with
+the short side, so that one severity means the same at every resolution. At 0.5 the condition is clearly visible.
 Each function takes `image` uint8 (3, H, W), `severity` and a `torch.Generator`, its only source of chance, and returns
 uint8 (3, H, W) on the image's device.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,13 +43,20 @@ class RawRows:
     background: int | None = None
     features: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @cached_property
+    def best(self) -> Tensor:
+        """(R,) the highest score of each row: what lets most rows be passed over at once."""
+        return self.scores.amax(1)
+
 
 def match_rows(boxes: Tensor, scores: Tensor, labels: Tensor, raw: RawRows) -> Tensor:
     """(N,) index of the raw row of each kept box; -1 where none or several fit."""
-    # Only (row, label) pairs that score as high as the lowest kept box of that label can be one of the kept boxes.
+    # Only a (row, label) that scores as high as the lowest kept box of that label can be one of the kept boxes.
     floor = raw.scores.new_full((raw.scores.shape[1],), torch.inf)
     floor = floor.scatter_reduce(0, labels, (scores - SCORE_TOLERANCE).to(floor.dtype), "amin")
-    row, label = (raw.scores >= floor).nonzero(as_tuple=True)
+    rows = (raw.best >= floor.min()).nonzero()[:, 0]
+    row, label = (raw.scores[rows] >= floor).nonzero(as_tuple=True)
+    row = rows[row]
     decoded = raw.decode(row, label)
     pair, kept = _join(_box_key(decoded, label), _box_key(boxes, labels), 4 * BOX_TOLERANCE)
     row, label = row[pair], label[pair]
@@ -97,7 +105,11 @@ def with_evidence(kept: Instances, raw: RawRows) -> Instances:
 
 def candidates(raw: RawRows) -> Candidates:
     """All (box, class) pairs with a score above `CANDIDATE_FLOOR`, at most the `MAX_CANDIDATES` highest."""
-    rows, labels = (raw.scores > CANDIDATE_FLOOR).nonzero(as_tuple=True)
+    rows = (raw.best > CANDIDATE_FLOOR).nonzero()[:, 0]
+    if len(rows) > MAX_CANDIDATES:  # the highest pairs lie in the highest rows
+        rows = rows[raw.best[rows].topk(MAX_CANDIDATES).indices]
+    row, labels = (raw.scores[rows] > CANDIDATE_FLOOR).nonzero(as_tuple=True)
+    rows = rows[row]
     scores = raw.scores[rows, labels].float()
     if len(scores) > MAX_CANDIDATES:
         scores, top = scores.topk(MAX_CANDIDATES)
@@ -113,12 +125,21 @@ def pool_features(maps: Sequence[Tensor], boxes: Tensor, size: tuple[int, int]) 
         boxes: (N, 4) xyxy in input pixels.
         size: (height, width) of the input.
     """
-    from torchvision.ops import roi_align
-
-    boxes = boxes.float().nan_to_num()
+    relative = boxes.float().nan_to_num() / boxes.new_tensor([size[1], size[0]] * 2, dtype=torch.float32)
     parts = []
     for level in maps:
-        scale = boxes.new_tensor([level.shape[-1] / size[1], level.shape[-2] / size[0]] * 2)
-        pooled = roi_align(level[None].float(), [boxes * scale], output_size=1, sampling_ratio=4, aligned=True)
-        parts.append(pooled.flatten(1))
+        _, h, w = level.shape
+        x1, y1, x2, y2 = (relative * relative.new_tensor([w, h, w, h])).unbind(1)
+        # One product for each level: exact, and several times faster than roi_align on many channels (CPU)
+        weights = _cover(y1, y2, h)[:, :, None] * _cover(x1, x2, w)[:, None, :]
+        with torch.autocast(boxes.device.type, enabled=False):
+            parts.append(weights.flatten(1) @ level.float().flatten(1).T)
     return torch.cat(parts, 1)
+
+
+def _cover(low: Tensor, high: Tensor, n: int) -> Tensor:
+    """(N, n) the share of each interval [low, high] that lies in each of the cells [k, k + 1]; rows sum to 1."""
+    low = low.clamp(0, n - 0.01)
+    high = torch.maximum(high.clamp(max=n), low + 0.01)  # what has no width, or lies outside, is its nearest point
+    edges = torch.arange(n + 1, device=low.device, dtype=low.dtype)
+    return edges.clamp(low[:, None], high[:, None]).diff(dim=1) / (high - low)[:, None]

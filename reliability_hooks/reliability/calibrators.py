@@ -15,7 +15,7 @@ EPS = 1e-4
 
 
 def as_scores(scores: Tensor) -> Tensor:
-    """Scores (N,) as float64 on the CPU, NaN kept. Raises ValueError for a wrong shape or values outside [0, 1]."""
+    """Scores (N,) as float64 on the CPU, NaN kept. Raises ValueError for a wrong shape or range."""
     if scores.ndim != 1:
         raise ValueError(f"scores must have shape (N,), got {tuple(scores.shape)}")
     s = scores.detach().cpu().to(torch.float64)
@@ -56,9 +56,10 @@ def _scalar(value: float) -> Tensor:
 class Platt:
     """sigmoid(slope * logit(score) + intercept), the unpenalised maximum-likelihood fit (Platt 1999).
 
-    A target in [0, 1] is fitted as a fractional logistic regression (Papke & Wooldridge 1996). Where the sample
-    has no finite optimum (all right, all wrong, one score) or would turn the ranking round, the answer is the
-    constant (positives + 1) / (rows + 2); where the scores separate right from wrong, Platt's smoothed targets are used.
+    A target in [0, 1] is fitted as a fractional logistic regression (Papke & Wooldridge 1996). Where the
+    sample has no finite optimum (all right, all wrong, one score) or would turn the ranking round, the
+    answer is the constant (positives + 1) / (rows + 2); where the scores separate right from wrong, Platt's
+    smoothed targets are used.
     """
 
     slope: Tensor = field(default_factory=lambda: _scalar(1.0))
@@ -105,7 +106,8 @@ class Platt:
 class Isotonic:
     """Non-decreasing piecewise linear map (Zadrozny & Elkan 2002), constant beyond its first and last knot.
 
-    Knots x (K,) strictly increasing and y (K,), K >= 2. All right, all wrong or one score: the smoothed constant.
+    Knots x (K,) strictly increasing and y (K,), K >= 2. All right, all wrong or one score: the smoothed
+    constant.
     """
 
     x: Tensor = field(default_factory=lambda: torch.tensor([0.0, 1.0], dtype=torch.float64))
@@ -118,9 +120,13 @@ class Isotonic:
         if not (_is_flat(s) or _is_flat(t)):
             from sklearn.isotonic import IsotonicRegression
 
-            model = IsotonicRegression(out_of_bounds="clip").fit(s.numpy(), t.numpy(), sample_weight=w.numpy())
+            model = IsotonicRegression(out_of_bounds="clip").fit(
+                s.numpy(), t.numpy(), sample_weight=w.numpy()
+            )
             if len(model.X_thresholds_) > 1:
-                return cls(torch.from_numpy(model.X_thresholds_.copy()), torch.from_numpy(model.y_thresholds_.copy()))
+                return cls(
+                    torch.from_numpy(model.X_thresholds_.copy()), torch.from_numpy(model.y_thresholds_.copy())
+                )
         return cls(y=_smoothed_rate(t, w).expand(2).clone())
 
     def predict(self, scores: Tensor) -> Tensor:
@@ -148,8 +154,8 @@ CALIBRATORS: dict[str, type[Platt] | type[Isotonic]] = {"platt": Platt, "isotoni
 def recalibration(logits: Tensor, target: Tensor, strength: float = 10.0) -> tuple[float, float]:
     """Slope and intercept that calibrate given logits, shrunk towards the identity (1, 0).
 
-    The penalised likelihood sum log loss + strength / 2 * ((slope - 1)^2 + intercept^2): a few rows leave the logits as
-    they are, many rows give Platt's fit. The slope is at least 0.
+    The penalised likelihood sum log loss + strength / 2 * ((slope - 1)^2 + intercept^2): a few rows leave
+    the logits as they are, many rows give Platt's fit. The slope is at least 0.
 
     Args:
         logits: (N,), cross-fitted: in-sample logits would show no need.
@@ -168,7 +174,9 @@ def recalibration(logits: Tensor, target: Tensor, strength: float = 10.0) -> tup
         loss = loss + strength / 2 * (theta - identity).square().sum()
         return float(loss), (design.T @ (z.sigmoid() - t) + strength * (theta - identity)).numpy()
 
-    found = minimize(objective, identity.numpy(), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
+    found = minimize(
+        objective, identity.numpy(), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)]
+    )
     return float(found.x[0]), float(found.x[1])
 
 
@@ -178,12 +186,16 @@ def _labelled(scores: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Te
     t = target.detach().cpu().to(torch.float64)
     w = torch.ones_like(s) if weight is None else weight.detach().cpu().to(torch.float64)
     if t.shape != s.shape or w.shape != s.shape:
-        raise ValueError(f"scores {tuple(s.shape)}, target {tuple(t.shape)} and weight {tuple(w.shape)} must be (N,) alike")
+        raise ValueError(
+            f"scores {tuple(s.shape)}, target {tuple(t.shape)} and weight {tuple(w.shape)} must be (N,) alike"
+        )
     if bool((~((t >= 0) & (t <= 1))).any()) or bool((~((w >= 0) & w.isfinite())).any()):
         raise ValueError("target must lie in [0, 1] and weight must be finite and not negative")
     rows = ~s.isnan() & (w > 0)
     if not bool(rows.any()):
-        raise ValueError("a calibrator needs at least 1 labelled detection (a useful one about 100), got 0: label more images")
+        raise ValueError(
+            "a calibrator needs at least 1 labelled detection (about 100 to be of use), got 0: label images"
+        )
     return s[rows], t[rows], w[rows]
 
 

@@ -1,4 +1,4 @@
-"""Linear models on the standardised table: logistic regression and ridge, fitted by scikit-learn, applied in torch."""
+"""Logistic and ridge regression on the standardised table: fitted by scikit-learn, applied in torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Linear:
 
         Args:
             x: (N, F) float64, standardised, finite.
-            target: (N,) bool; where only one class occurs the result is the constant (positives + 1) / (N + 2).
+            target: (N,) bool; where only one class occurs the result is the constant (positives + 1) / (N +
+                2).
             c: inverse strength of the penalty.
-            free: a column known to matter (the score), which is hardly penalised, so that a strong penalty against
-                many doubtful columns does not also flatten it; None for no such column.
+            free: a column known to matter (the score), which is hardly penalised, so that a strong penalty
+                against many doubtful columns does not also flatten it; None for no such column.
         """
         right = target.to(torch.bool)
         if len(right) == 0:
@@ -43,7 +44,10 @@ class Linear:
         scale = _scale(x, free)
         model = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-8, max_iter=200)
         model.fit((x * scale).numpy(), right.numpy())
-        return cls(torch.from_numpy(model.coef_[0].copy()) * scale, torch.tensor(float(model.intercept_[0]), dtype=torch.float64))
+        return cls(
+            torch.from_numpy(model.coef_[0].copy()) * scale,
+            torch.tensor(float(model.intercept_[0]), dtype=torch.float64),
+        )
 
     @classmethod
     def fit_ridge(cls, x: Tensor, target: Tensor, alpha: float, free: int | None = 0) -> Linear:
@@ -56,11 +60,16 @@ class Linear:
         from sklearn.linear_model import Ridge
 
         scale = _scale(x, free)
-        model = Ridge(alpha=alpha, solver="cholesky").fit((x * scale).numpy(), target.to(torch.float64).numpy())
-        return cls(torch.from_numpy(model.coef_.copy()) * scale, torch.tensor(float(model.intercept_), dtype=torch.float64))
+        model = Ridge(alpha=alpha, solver="cholesky").fit(
+            (x * scale).numpy(), target.to(torch.float64).numpy()
+        )
+        return cls(
+            torch.from_numpy(model.coef_.copy()) * scale,
+            torch.tensor(float(model.intercept_), dtype=torch.float64),
+        )
 
     def raw(self, x: Tensor) -> Tensor:
-        """x (N, F) float64 to (N,)."""
+        """Matrix (N, F) float64 to (N,): a logit, or the expected target."""
         return x @ self.weight + self.bias
 
     def state(self) -> State:

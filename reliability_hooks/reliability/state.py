@@ -35,7 +35,7 @@ def unpack(state: State, part: str) -> State:
     if part not in meta:
         raise StateError(f"the state has no part {part!r}, only {sorted(meta)}: fit and save it again")
     prefix = f"{part}."
-    return {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}, meta[part]
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, meta[part]
 
 
 def save_state(
@@ -48,9 +48,10 @@ def save_state(
 ) -> None:
     """Write tensors and meta so that an interruption leaves the old or the new state, each complete.
 
-    The tensors are first written beside the old ones; replacing the JSON file, which holds their sha256, is the
-    one atomic step that switches from old to new; the tensors then take their final name. `load_state` knows that
-    last in-between. Other files of the directory are left alone. Two savers at once on one directory are not supported.
+    The tensors are first written beside the old ones; replacing the JSON file, which holds their sha256, is
+    the one atomic step that switches from old to new; the tensors then take their final name. `load_state`
+    knows that last in-between. Other files of the directory are left alone. Two savers at once on one
+    directory are not supported.
 
     Args:
         directory: made where it does not exist.
@@ -74,7 +75,9 @@ def save_state(
     try:
         text = json.dumps(record, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"meta must be plain JSON without NaN or infinity (write None instead): {error}") from error
+        raise ValueError(
+            f"meta must be plain JSON without NaN or infinity (write None instead): {error}"
+        ) from error
     directory.mkdir(parents=True, exist_ok=True)
     waiting, draft = directory / f"{tensors_file}.new", directory / f"{meta_file}.new"
     _write(waiting, blob)
@@ -99,14 +102,16 @@ def load_state(
     expected = record["tensors"]["sha256"]
     found = [path for path in (directory / tensors_file, directory / f"{tensors_file}.new") if path.is_file()]
     if not found:
-        raise StateError(f"{directory / tensors_file} is missing: copy the whole directory, or fit and save again")
+        raise StateError(
+            f"{directory / tensors_file} is missing: copy the whole directory, or fit and save again"
+        )
     for path in found:
         blob = path.read_bytes()
         if hashlib.sha256(blob).hexdigest() == expected:
             return load(blob), record["meta"]
     raise StateError(
-        f"{found[0]} does not have the checksum that {meta_file} names: it is half copied, or the two files come"
-        " from different states; copy the whole directory again, or fit and save again"
+        f"{found[0]} does not have the checksum that {meta_file} names: it is half copied, or the two"
+        " files come from different states; copy the whole directory again, or fit and save again"
     )
 
 
@@ -130,12 +135,15 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise StateError(f"{path} has no format_version: it was not written by save_state")
     if version > FORMAT_VERSION:
         raise StateError(
-            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade reliability_hooks, or fit again"
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}:"
+            " upgrade reliability_hooks, or fit again"
         )
     tensors = record.get("tensors")
     if not isinstance(tensors, dict) or "sha256" not in tensors or not isinstance(record.get("meta"), dict):
-        raise StateError(f"{path} is incomplete (needs tensors.sha256 and meta): restore it, or fit and save again")
-    return record
+        raise StateError(
+            f"{path} is incomplete (needs tensors.sha256 and meta): restore it, or fit and save again"
+        )
+    return dict(record)
 
 
 def _refuse_constant(name: str) -> Any:

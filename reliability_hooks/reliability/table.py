@@ -28,14 +28,15 @@ class FeatureTable:
     """What was learnt about each column, and the way from columns to the matrix (N, F).
 
     The features are, in order: `score` (its logit), the columns `names`, one 0/1 indicator for each column of
-    `indicators` (1 = not available), and, if fitted with labels, `class_prior`. 0 always means "nothing unusual": the median
-    of the calibration data, available, a class like the others.
+    `indicators` (1 = not available), and, if fitted with labels, `class_prior`. 0 always means "nothing
+    unusual": the median of the calibration data, available, a class like the others.
 
     Attributes:
         names: columns that enter by their value.
         indicators: columns of which a part was missing in the fit.
         dropped: columns that cannot be used, with the reason.
-        center, scale, low, high: (1 + len(names),) median, robust scale and winsorising range; entry 0 is the score.
+        center, scale, low, high: (1 + len(names),) median, robust scale and winsorising range; entry 0 is
+            the score.
         classes: (C,) int64 sorted labels seen; None if fitted without labels.
         prior: (C,) float64 log-odds of each class relative to its detections' calibrated confidence.
     """
@@ -65,7 +66,7 @@ class FeatureTable:
         """The name of each feature (F)."""
         end = 1 + len(self.names)
         middle = tuple(f"missing:{name}" for name in self.indicators)
-        return self.owners[:end] + middle + self.owners[end + len(middle):]
+        return self.owners[:end] + middle + self.owners[end + len(middle) :]
 
     @classmethod
     def fit(
@@ -94,13 +95,16 @@ class FeatureTable:
             seed: of the assignment of images to folds.
 
         Raises:
-            ValueError: zero rows, a wrong shape, a reserved column name, or labels without correct and groups.
+            ValueError: zero rows, a wrong shape, a reserved column name, or labels without correct and
+                groups.
         """
         s = as_scores(scores)
         if len(s) == 0:
             raise ValueError("a table needs labelled detections to learn from, got 0")
         if reserved := {SCORE, CLASS_PRIOR} & set(columns):
-            raise ValueError(f"the column names {sorted(reserved)} are taken by the table itself: rename them")
+            raise ValueError(
+                f"the column names {sorted(reserved)} are taken by the table itself: rename them"
+            )
         every = tuple(columns)
         raw = torch.cat([logit(s)[:, None], _matrix(columns, every, len(s))], 1)
         q = torch.tensor([TAIL, 0.25, 0.5, 0.75, 1 - TAIL], dtype=torch.float64)
@@ -112,10 +116,13 @@ class FeatureTable:
         scale = torch.maximum((q3 - q1) / 1.349, (high - low) / 6)
 
         share = raw.isnan().to(torch.float64).mean(0)
-        varies = high > low  # False for NaN: a column that is never available
+        # False for NaN (a column that is never available); the quantiles of a constant differ by rounding.
+        varies = high - low > 1e-9 * torch.maximum(low.abs(), high.abs())
         gaps = (share >= TAIL) & (share <= 1 - TAIL)
         reasons = {}
-        for name, v, g, missing in zip(every, varies[1:].tolist(), gaps[1:].tolist(), share[1:].tolist(), strict=True):
+        for name, v, g, missing in zip(
+            every, varies[1:].tolist(), gaps[1:].tolist(), share[1:].tolist(), strict=True
+        ):
             if not (v or g):
                 reasons[name] = "constant" if missing < 1 else "never available"
         table = cls(
@@ -132,12 +139,17 @@ class FeatureTable:
             return table, features
         if correct is None or groups is None:
             raise ValueError("a class prior needs correct and groups beside the labels")
-        classes, own, prior = _class_prior(s, labels.detach().cpu(), correct.detach().cpu(), groups.detach().cpu(), pseudo_counts, seed)
+        classes, own, prior = _class_prior(
+            s, labels.detach().cpu(), correct.detach().cpu(), groups.detach().cpu(), pseudo_counts, seed
+        )
         table = cls(**{**vars(table), "classes": classes, "prior": prior})
         return table, torch.cat([features, own[:, None]], 1)
 
-    def transform(self, columns: Mapping[str, Tensor], scores: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Columns of N rows to float64 (N, F) on the CPU, finite throughout; a NaN score counts as the median.
+    def transform(
+        self, columns: Mapping[str, Tensor], scores: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Columns of N rows to float64 (N, F) on the CPU, finite throughout; a NaN score counts as the
+        median.
 
         Raises:
             ValueError: a required column or the labels are absent, or a shape is wrong.
@@ -146,7 +158,8 @@ class FeatureTable:
         if absent := [name for name in self.required if name not in columns]:
             makers = sorted({name.split("/")[0] for name in absent})
             raise ValueError(
-                f"the columns {absent} are absent: switch on the signals {makers} that make them, as in the fit, or fit again"
+                f"the columns {absent} are absent: switch on the signals {makers} that make them,"
+                " as in the fit, or fit again"
             )
         required = self.required
         x = _matrix(columns, required, len(s))
@@ -165,7 +178,11 @@ class FeatureTable:
     def state(self) -> State:
         """Tensors and meta for `from_state`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        meta: dict[str, Any] = {"names": list(self.names), "indicators": list(self.indicators), "dropped": self.dropped}
+        meta: dict[str, Any] = {
+            "names": list(self.names),
+            "indicators": list(self.indicators),
+            "dropped": self.dropped,
+        }
         return tensors, meta
 
     @classmethod
@@ -181,7 +198,7 @@ def _matrix(columns: Mapping[str, Tensor], names: Sequence[str], rows: int) -> T
     if not names:
         return torch.zeros(rows, 0, dtype=torch.float64)
     picked = [columns[name].detach() for name in names]
-    if wrong := {name: tuple(c.shape) for name, c in zip(names, picked) if c.shape != (rows,)}:
+    if wrong := {name: tuple(c.shape) for name, c in zip(names, picked, strict=True) if c.shape != (rows,)}:
         raise ValueError(f"every column must have shape ({rows},) like the scores, got {wrong}")
     dtype = reduce(torch.promote_types, {c.dtype for c in picked}, torch.float32)
     device = picked[0].device
@@ -200,12 +217,13 @@ def _look_up(labels: Tensor, classes: Tensor, values: Tensor) -> Tensor:
 def _class_prior(
     s: Tensor, labels: Tensor, correct: Tensor, groups: Tensor, k: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted classes (C,), the out-of-fold value of each row (N,), and the value of each class (C,) from all rows.
+    """Sorted classes (C,), the out-of-fold value of each row (N,), and the value of each class (C,) from all
+    rows.
 
-    With n detections of a class, r of them right and e expected right by one Platt map for all classes, and m the overall
-    rate, the value is logit((r + k m) / (n + k)) - logit((e + k m) / (n + k)): how much better the class does than its scores say.
-    The rows' own values are out of fold over images, not leave-one-out: within a class the latter fall
-    with the row's own label, which trees find out.
+    With n detections of a class, r of them right and e expected right by one Platt map for all classes, and
+    m the overall rate, the value is logit((r + k m) / (n + k)) - logit((e + k m) / (n + k)): how much better
+    the class does than its scores say. The rows' own values are out of fold over images, not leave-one-out:
+    within a class the latter fall with the row's own label, which trees find out.
     """
     classes, index = torch.unique(labels.to(torch.int64), return_inverse=True)
     known = (~s.isnan()).to(torch.float64)
@@ -219,7 +237,11 @@ def _class_prior(
     fold = (order % folds)[image]
 
     def counts(values: Tensor) -> Tensor:
-        return torch.zeros(folds * len(classes), dtype=torch.float64).index_add_(0, fold * len(classes) + index, values).view(folds, -1)
+        return (
+            torch.zeros(folds * len(classes), dtype=torch.float64)
+            .index_add_(0, fold * len(classes) + index, values)
+            .view(folds, -1)
+        )
 
     held = torch.stack([counts(known), counts(y * known), counts(expected)])
 
@@ -229,4 +251,3 @@ def _class_prior(
 
     others = held.sum(1, keepdim=True) - held
     return classes, value(others)[fold, index], value(held.sum(1))
-

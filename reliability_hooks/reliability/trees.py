@@ -1,8 +1,9 @@
-"""Gradient boosted trees: grown by scikit-learn, flattened into tensors, evaluated in torch over all rows and trees at once."""
+"""Gradient boosted trees: grown by scikit-learn, evaluated in torch over all rows and trees at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,26 @@ from torch import Tensor
 from .calibrators import logit
 from .state import State
 
-_CELLS = 1 << 15  # row-tree pairs per pass: stays in the cache, and below where torch wakes other threads
+_CELLS = 1 << 14  # row-tree pairs per pass: stays in the cache, and below where torch wakes other threads
+
+
+def one_thread_if_small(cells: int) -> AbstractContextManager[Any]:
+    """Keep a fit on a small table to one thread: OpenMP's barriers cost more than the work between them.
+
+    Most of all where other processes share the cores, as a barrier then waits for a thread that is not
+    running.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(limits=1 if cells < 4_000_000 else None)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
 class Trees:
     """An additive model of T binary trees with M nodes in all.
 
-    At a node with feature f a row goes left when x[f] <= threshold, or when x[f] is NaN and missing_left; a leaf is its
-    own left and right child, so that after `depth` steps every row rests in a leaf.
+    At a node with feature f a row goes left when x[f] <= threshold, or when x[f] is NaN and missing_left; a
+    leaf is its own left and right child, so that after `depth` steps every row rests in a leaf.
 
     Attributes:
         feature, left, right: (M,) int64; children are indices into the same M nodes.
@@ -43,7 +55,14 @@ class Trees:
 
     @classmethod
     def fit(
-        cls, x: Tensor, target: Tensor, *, iterations: int = 150, classify: bool, increasing: int | None = 0, seed: int = 0
+        cls,
+        x: Tensor,
+        target: Tensor,
+        *,
+        iterations: int = 150,
+        classify: bool,
+        increasing: int | None = 0,
+        seed: int = 0,
     ) -> Trees:
         """Grow small, slow, regularised trees (scikit-learn's histogram boosting).
 
@@ -64,7 +83,6 @@ class Trees:
         if bool((y == y[0]).all()):
             return cls.constant(logit((y.sum() + 1.0) / (len(y) + 2.0)) if classify else y[0])
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-        from threadpoolctl import threadpool_limits
 
         grower = HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor
         model = grower(
@@ -79,10 +97,9 @@ class Trees:
             monotonic_cst=[int(j == increasing) for j in range(x.shape[1])],
             random_state=seed,
         )
-        # A small table is grown fastest by one thread: OpenMP's barriers cost more than the work between them.
-        with threadpool_limits(limits=1 if x.numel() < 4_000_000 else None):
+        with one_thread_if_small(x.numel()):
             model.fit(x.numpy(), y.numpy())
-        return cls.from_sklearn(model, x[:256])
+            return cls.from_sklearn(model, x[:256])
 
     @classmethod
     def from_sklearn(cls, model: Any, sample: Tensor) -> Trees:
@@ -93,11 +110,14 @@ class Trees:
             sample: (n, F) rows on which the result is compared with scikit-learn, n >= 1.
 
         Raises:
-            RuntimeError: the results differ, so this scikit-learn keeps its trees in a way that we do not know.
+            RuntimeError: the results differ, so this scikit-learn keeps its trees in a way that we do not
+                know.
         """
         import numpy as np
 
-        grown = [predictor for (predictor,) in model._predictors]  # scikit-learn has no public way to its trees
+        grown = [
+            predictor for (predictor,) in model._predictors
+        ]  # scikit-learn has no public way to its trees
         sizes = [len(tree.nodes) for tree in grown]
         nodes = np.concatenate([tree.nodes for tree in grown])
         root = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -115,12 +135,16 @@ class Trees:
             value=tensor(np.where(leaf, nodes["value"], 0.0), torch.float64),
             missing_left=tensor(nodes["missing_go_to_left"].astype(bool), torch.bool),
             root=tensor(root, torch.int64),
-            baseline=tensor(np.asarray(model._baseline_prediction, dtype=np.float64).reshape(()), torch.float64),
+            baseline=tensor(
+                np.asarray(model._baseline_prediction, dtype=np.float64).reshape(()), torch.float64
+            ),
             depth=int(nodes["depth"].max()),
         )
         theirs = model.decision_function if hasattr(model, "decision_function") else model.predict
         if not np.allclose(trees.raw(sample).numpy(), theirs(sample.numpy()), rtol=0, atol=1e-8):
-            raise RuntimeError("the flattened trees differ from this scikit-learn's own output: use another scikit-learn version")
+            raise RuntimeError(
+                "the flattened trees differ from this scikit-learn's own output: use another version of it"
+            )
         return trees
 
     @classmethod
@@ -130,7 +154,7 @@ class Trees:
         return cls(whole, real, whole, whole, real, whole.bool(), whole, value.to(torch.float64), 0)
 
     def raw(self, x: Tensor) -> Tensor:
-        """x (N, F) float64, NaN allowed, to (N,): baseline plus the sum of one leaf per tree."""
+        """Matrix (N, F) float64, NaN allowed, to (N,): baseline plus the sum of one leaf per tree."""
         return torch.cat([self._leaves(rows).sum(1) for rows in self._batches(x)]) + self.baseline
 
     def raw_staged(self, x: Tensor, stages: Sequence[int]) -> Tensor:
@@ -141,7 +165,7 @@ class Trees:
         return torch.cat([self._leaves(rows).cumsum(1)[:, last] for rows in self._batches(x)]) + self.baseline
 
     def _batches(self, x: Tensor) -> Sequence[Tensor]:
-        return x.split(max(1, _CELLS // max(1, len(self.root))))
+        return torch.split(x, max(1, _CELLS // max(1, len(self.root))))
 
     def _leaves(self, x: Tensor) -> Tensor:
         """(N, T): the value of the leaf in which each row comes to rest in each tree."""

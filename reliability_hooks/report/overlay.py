@@ -31,9 +31,9 @@ def colour(reliability: float) -> tuple[int, int, int]:
 
 
 def caption(name: str, score: float, reliability: float, reason: str = "") -> str:
-    """`dog 0.87, reliability 0.35: blurred`."""
+    """`dog 0.87 > 0.35: blurred`: the detector's score, then the reliability."""
     value = f"{reliability:.2f}" if math.isfinite(reliability) else "unknown"
-    return f"{name} {score:.2f}, reliability {value}{f': {reason}' if reason else ''}"
+    return f"{name} {score:.2f} > {value}{f': {reason}' if reason else ''}"
 
 
 def draw(
@@ -131,10 +131,10 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _legend(picture: Image, pen: ImageDraw, font: Any, size: int) -> None:
-    width, height = size * 8, max(6, size // 2)
+    width, height, edge = size * 11, max(6, size // 2), {"fill": (255, 255, 255), "stroke_width": 2}
     x, y = 4, picture.height - height - 4
     for k in range(width):
         pen.line((x + k, y, x + k, y + height), fill=colour(k / (width - 1)))
-    for text, at in (("0", x), ("reliability", x + width // 2 - 3 * size // 1), ("1", x + width - size // 2)):
-        pen.text((at, y - size - 3), text, fill=(255, 255, 255), font=font, stroke_width=2,
-                 stroke_fill=(0, 0, 0))
+    pen.text((x, y - size - 4), "class score > reliability", font=font, stroke_fill=(0, 0, 0), **edge)
+    for text, at in (("0", x + 2), ("1", x + width - size // 2 - 2)):
+        pen.text((at, y - size // 4 - 1), text, font=font, stroke_fill=(0, 0, 0), **edge)

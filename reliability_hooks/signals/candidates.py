@@ -120,11 +120,11 @@ def _statistics(boxes: Tensor, scores: Tensor, labels: Tensor, pool: Candidates)
     mean = total / count[:, None]
     spread = _sum((values - mean.index_select(0, row)).square_(), row, n)
     std = (spread / count[:, None]).sqrt()
-    most, least = _largest(torch.cat([values[:, :1], -values[:, :2]], 1), row, n, nan).split([1, 2], 1)
+    extremes = _largest(torch.cat([values[:, :1], -values[:, :2]], 1), row, n, nan)
     own = torch.where(scores > 0, scores, nan)
     return torch.stack([
-        count.log1p(), total[:, 0], mean[:, 0], std[:, 0], -least[:, 0], most[:, 0],
-        *mean[:, 2:].T, *std[:, 2:].T, mean[:, 1], -least[:, 1], std[:, 1],
+        count.log1p(), total[:, 0], mean[:, 0], std[:, 0], -extremes[:, 1], extremes[:, 0],
+        *mean[:, 2:].T, *std[:, 2:].T, mean[:, 1], -extremes[:, 2], std[:, 1],
         strongest[:, 0], strongest[:, 0] / own, other_sum, strongest[:, 1],
     ])  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import pad
 
 from ..frame import Frame
@@ -74,6 +75,8 @@ class Geometry(Signal):
     def __call__(self, frame: Frame) -> dict[str, Tensor]:
         found = frame.instances
         boxes, scores, n = found.boxes.float(), found.scores.float(), len(found)
+        finite = boxes.isfinite().all(1, keepdim=True)
+        boxes = torch.where(finite, boxes, nan)  # NaN compares false: no neighbour of any other
         corner, opposite = boxes[:, :2], boxes[:, 2:]
         center, size = (corner + opposite) / 2, (opposite - corner).clamp(min=1)
         log_size = size.log()
@@ -107,7 +110,7 @@ class Geometry(Signal):
             **_mask_shape(found.masks, boxes, image),
         }
         table = torch.stack(list(values.values()))
-        table.masked_fill_(~boxes.isfinite().all(1), nan)
+        table.masked_fill_(~finite.squeeze(1), nan)
         return {f"{self.name}/{key}": row for key, row in zip(values, table, strict=True)}
 
 
@@ -130,8 +133,9 @@ def _mask_shape(masks: Tensor | None, boxes: Tensor, image: Tensor) -> dict[str,
 
     # a pixel edge is on the boundary unless both its pixels are inside: 2 (count - pairs of neighbours inside)
     flat = inside.flatten(1)
-    beside = _dot(flat[:, 1:], flat[:, :-1]) - (inside[:, 1:, 0] * inside[:, :-1, -1]).sum(1)  # rows do not join up
-    below = _dot(flat[:, width:], flat[:, :-width])
+    wrapped = (inside[:, 1:, 0] * inside[:, :-1, -1]).sum(1)  # the end of a row is no neighbour of the next's start
+    beside = vecdot(flat[:, 1:], flat[:, :-1]) - wrapped
+    below = vecdot(flat[:, width:], flat[:, :-width])
     boundary = 2 * ((count - beside) * pixel_y + (count - below) * pixel_x)
     (left, right), (top, bottom) = _extent(columns), _extent(rows)
     tight = torch.stack([left * pixel_x, top * pixel_y, right * pixel_x, bottom * pixel_y], 1)
@@ -143,11 +147,6 @@ def _mask_shape(masks: Tensor | None, boxes: Tensor, image: Tensor) -> dict[str,
         "mask_boundary": boundary / area.sqrt(),
         "mask_fit": common / (areas(tight) + box_area - common).clamp(min=1e-9),
     }
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(N, L), (N, L) -> (N,) inner products, in one pass without a temporary."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
 
 
 def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:

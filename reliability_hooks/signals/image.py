@@ -38,12 +38,12 @@ class ImageStatistics(Signal):
     points of the box (its visible part, at least one cell), for `context_...` over every second cell of the image
     in both directions.
 
-    Columns (N,): `sharpness` log(E[F] / Var l); `detail` log E[F]; `resolution` log(E[F] / E[C]); `noise` deviation
-    of the noise from the median |HH| (Donoho & Johnstone 1994) as a share of full scale; `brightness` E[m];
-    `contrast` deviation of l; `dark`, `bright` share of dark and bright cells; `colorfulness` of Hasler & Suesstrunk
-    (2003); `surround_contrast` distance of the mean (l, R-G, (R+G)/2-B) from that of the surroundings;
-    `surround_detail` log(E[F] / its surroundings'); `view_size` log sqrt(area) in view pixels; and of the image
-    `context_blockiness` log of the mean step across the 8 x 8 JPEG grid over that elsewhere.
+    Columns (N,): `sharpness` log(E[F] / Var l); `detail` log E[F]; `resolution` log(E[F] / E[C]), at its least log(1/4)
+    for a mere ramp; `noise` deviation of the noise from the median |HH| (Donoho & Johnstone 1994) as a share of full
+    scale; `brightness` E[m]; `contrast` deviation of l; `dark`, `bright` share of dark and bright cells;
+    `colorfulness` of Hasler & Suesstrunk (2003); `surround_contrast` distance of the mean (l, R-G, (R+G)/2-B) from
+    that of the surroundings; `surround_detail` log(E[F] / its surroundings'); `view_size` log sqrt(area) in view
+    pixels; and of the image `context_blockiness` log of the mean step across the 8 x 8 JPEG grid over that elsewhere.
 
     Undefined, hence NaN: the whole row where the box is not finite or less than 2 view pixels of it are visible;
     `surround_...` where nothing lies around the box; `context_blockiness` where the image was rescaled for the
@@ -137,7 +137,7 @@ def _luminance(view: View, pixels: Tensor) -> Tensor:
     # `view.rgb` and the weights in one: three passes over a plane instead of seven, at full resolution
     red, green, blue = pixels.float()
     weights = [weight * std for weight, std in zip(_LUMA, view.std, strict=True)]
-    luma = (red * weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
+    luma: Tensor = (red * weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
     black = sum(weight * mean for weight, mean in zip(_LUMA, view.mean, strict=True))
     return luma.add_(black) if black else luma
 

@@ -45,8 +45,8 @@ def test_against_plain_resampling_of_images():
     ids, p, y = clustered(1)
     rng = np.random.default_rng(9)
     per_image = y.reshape(40, 10)
-    values = [1 - per_image[rng.integers(40, size=40)].mean() for _ in range(4000)]
-    ours = image_bootstrap({"e": error_rate}, ids, p, y, draws=4000)["e"]
+    values = [1 - per_image[rng.integers(40, size=40)].mean() for _ in range(2000)]
+    ours = image_bootstrap({"e": error_rate}, ids, p, y, draws=2000)["e"]
     np.testing.assert_allclose([ours.low, ours.high], np.quantile(values, [0.025, 0.975]), atol=0.03)
 
 
@@ -54,7 +54,7 @@ def test_coverage_with_clustered_images():
     hits = 0
     for seed in range(100):
         ids, p, y = clustered(seed)
-        estimate = image_bootstrap({"e": error_rate}, ids, p, y, draws=200, level=0.9, seed=seed)["e"]
+        estimate = image_bootstrap({"e": error_rate}, ids, p, y, draws=100, level=0.9, seed=seed)["e"]
         hits += estimate.low <= 0.4 <= estimate.high
     assert 80 <= hits <= 98  # a bootstrap over instances covers about 40 of 100
 

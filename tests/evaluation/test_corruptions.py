@@ -31,14 +31,14 @@ def detail(image: Tensor) -> float:
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_form_seed_and_severity(name, photograph):
     before = photograph.clone()
-    results = [corrupt(photograph, name, severity) for severity in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
+    results = [corrupt(photograph, name, severity) for severity in (0.2, 0.5, 0.8, 1.0)]
     assert torch.equal(photograph, before)
     assert all(r.dtype == torch.uint8 and r.shape == photograph.shape for r in results)
     errors = [error(photograph, r) for r in results]
     assert errors == sorted(errors)
-    assert errors[0] < errors[2] < errors[4]
-    assert torch.equal(results[2], corrupt(photograph, name))
-    assert torch.equal(results[2], corrupt(photograph, name, seed=1)) == (name not in RANDOM)
+    assert errors[0] < errors[1] < errors[2]
+    assert torch.equal(results[1], corrupt(photograph, name))
+    assert torch.equal(results[1], corrupt(photograph, name, seed=1)) == (name not in RANDOM)
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -85,10 +85,16 @@ def test_strength_scales_with_the_short_side(photograph):
         assert error(resize(one, [213, 320], antialias=True), other) < 0.25 * error(other, small)
 
 
-def test_jpeg_is_a_jpeg_of_the_stated_quality(photograph):
-    from torchvision.transforms.v2.functional import jpeg
+def test_jpeg_leaves_its_blocks(photograph):
+    def border_ratio(image: Tensor) -> float:
+        """Steps across the borders of 8 x 8 blocks, relative to those inside."""
+        step = image.float().diff(dim=-1).abs().mean((0, 1))
+        border = torch.arange(len(step)) % 8 == 7
+        return float(step[border].mean() / step[~border].mean())
 
-    assert torch.equal(corrupt(photograph, "jpeg", 0.5), jpeg(photograph, 20))
+    assert border_ratio(photograph) == pytest.approx(1, abs=0.05)
+    assert border_ratio(corrupt(photograph, "jpeg", 0.5)) > 1.2
+    assert border_ratio(corrupt(photograph, "jpeg", 1.0)) > 2
 
 
 def test_clean_is_the_image(photograph):

@@ -42,7 +42,6 @@ class LogitScores(Signal):
 
     name = "ood/logits"
     requires = ("logits",)
-    heads = ("softmax", "softmax+background", "sigmoid")
     columns: ClassVar = {
         "ood/logits/msp": ("one class is convincing", "no class is convincing"),
         "ood/logits/max_logit": ("strong evidence for a class", "weak evidence for any class"),
@@ -84,7 +83,7 @@ class LogitScores(Signal):
             "label_rank": torch.where(known, (f > label[:, None]).sum(1), nan).log1p(),
             "second_probability": p.topk(2).values[:, 1] if p.shape[1] > 1 else second,
             "logit_mean": f.mean(1),
-            "logit_std": f.std(1, correction=0),
+            "logit_std": (f - f.mean(1, keepdim=True)).square().mean(1).sqrt(),
             "probability_sum": whole.sum(1),
         }
         table = torch.stack(list(values.values())).masked_fill_(all_logits.isnan().any(1), nan)

@@ -45,7 +45,7 @@ def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> 
         raise ValueError("energy is defined by a softmax head; for a sigmoid head use joint_energy")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    return -temperature * (logits.float() / temperature).logsumexp(-1)
+    return (logits.float() / temperature).logsumexp(-1).mul(-temperature)
 
 
 def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
@@ -57,7 +57,8 @@ def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     _check(logits)
     if head != "sigmoid":
         raise ValueError("joint_energy is defined by a sigmoid head; for a softmax head use energy")
-    return -softplus(logits.float()).sum(-1)
+    total: Tensor = softplus(logits.float()).sum(-1)
+    return -total
 
 
 def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
@@ -68,7 +69,7 @@ def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     """
     if head == "sigmoid":
         raise ValueError("entropy over classes is defined by a softmax head; for a sigmoid head use binary_entropy")
-    return torch.special.entr(probabilities(logits, head)).sum(-1)  # entr(0) = 0: safe where p underflows
+    return _entr(probabilities(logits, head)).sum(-1)
 
 
 def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
@@ -81,7 +82,7 @@ def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     if head != "sigmoid":
         raise ValueError("binary_entropy is defined by a sigmoid head; for a softmax head use entropy")
     f = logits.float()
-    return (torch.special.entr(f.sigmoid()) + torch.special.entr((-f).sigmoid())).sum(-1)
+    return (_entr(f.sigmoid()) + _entr((-f).sigmoid())).sum(-1)
 
 
 def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) -> Tensor:
@@ -116,6 +117,12 @@ def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) 
         at = best if ordered is f else torch.zeros_like(best)
         log_both = log_both.scatter(-1, at, log_p.gather(-1, at) + others)  # 1 - p of the largest, without rounding
     return (gamma * log_both).exp().sum(-1)
+
+
+def _entr(p: Tensor) -> Tensor:
+    """-p log p, 0 at 0: safe where p underflows."""
+    value: Tensor = torch.special.entr(p)
+    return value
 
 
 def _log1mexp(log_p: Tensor) -> Tensor:

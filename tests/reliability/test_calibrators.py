@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from reliability_hooks.reliability.calibrators import (
+    CALIBRATORS,
+    EPS,
+    Isotonic,
+    Platt,
+    as_scores,
+    logit,
+    recalibration,
+)
+
+
+def sample(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(n, generator=g, dtype=torch.float64)
+    target = torch.rand(n, generator=g) < scores**2
+    return scores, target, torch.rand(n, generator=g, dtype=torch.float64) * 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_platt_equals_sklearn(weighted: bool) -> None:
+    scores, target, weight = sample()
+    w = weight if weighted else None
+    ours = Platt.fit(scores, target, w)
+    x = torch.log(scores / (1 - scores)).numpy()[:, None]
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    theirs.fit(x, target.numpy(), None if w is None else w.numpy())
+    np.testing.assert_allclose(ours.predict(scores), theirs.predict_proba(x)[:, 1], atol=1e-6)
+
+
+def test_platt_of_a_fraction_satisfies_the_score_equations() -> None:
+    scores, _, weight = sample()
+    target = scores.square() * 0.9
+    residual = (Platt.fit(scores, target, weight).predict(scores) - target) * weight
+    assert abs(float(residual.sum())) < 1e-6
+    assert abs(float((residual * logit(scores)).sum())) < 1e-6
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_isotonic_equals_sklearn(weighted: bool) -> None:
+    scores, target, weight = sample(seed=1)
+    scores = (scores * 40).round() / 40  # ties
+    w = weight if weighted else None
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(
+        scores.numpy(), target.double().numpy(), sample_weight=None if w is None else w.numpy()
+    )
+    query = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    ours = Isotonic.fit(scores, target, w)
+    np.testing.assert_allclose(ours.predict(query), theirs.predict(query.numpy()), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+class TestEach:
+    @pytest.mark.parametrize(("right", "n"), [(True, 20), (False, 20), (True, 1), (False, 1)])
+    def test_one_class_gives_the_smoothed_constant(self, name: str, right: bool, n: int) -> None:
+        fitted = CALIBRATORS[name].fit(torch.linspace(0.1, 0.9, n), torch.full((n,), right))
+        expected = (n * right + 1) / (n + 2)
+        torch.testing.assert_close(
+            fitted.predict(torch.tensor([0.0, 0.5, 1.0])), torch.full((3,), expected).double()
+        )
+
+    def test_one_score_gives_the_smoothed_rate(self, name: str) -> None:
+        fitted = CALIBRATORS[name].fit(torch.full((4,), 0.5), torch.tensor([True, False, True, True]))
+        torch.testing.assert_close(fitted.predict(torch.tensor([0.2, 0.8])), torch.full((2,), 4 / 6).double())
+
+    def test_zero_rows_say_how_many_are_needed(self, name: str) -> None:
+        nan = torch.tensor([torch.nan])
+        for scores, target in [
+            (torch.zeros(0), torch.zeros(0, dtype=torch.bool)),
+            (nan, torch.tensor([True])),
+        ]:
+            with pytest.raises(ValueError, match="at least 1 labelled detection"):
+                CALIBRATORS[name].fit(scores, target)
+
+    def test_bad_input(self, name: str) -> None:
+        fit = CALIBRATORS[name].fit
+        with pytest.raises(ValueError, match="not logits"):
+            fit(torch.tensor([2.0]), torch.tensor([True]))
+        with pytest.raises(ValueError, match="alike"):
+            fit(torch.rand(3), torch.tensor([True]))
+        with pytest.raises(ValueError, match="target must lie"):
+            fit(torch.rand(1), torch.tensor([torch.nan]))
+        with pytest.raises(ValueError, match=r"shape \(N,\)"):
+            fit(torch.rand(2, 2), torch.ones(2, 2))
+
+    def test_nan_and_empty(self, name: str) -> None:
+        fitted = CALIBRATORS[name].fit(*sample()[:2])
+        assert fitted.predict(torch.tensor([torch.nan, 0.5])).isnan().tolist() == [True, False]
+        assert fitted.predict(torch.zeros(0)).shape == (0,)
+
+    def test_wrong_way_round_is_flat(self, name: str) -> None:
+        scores, target, _ = sample()
+        p = CALIBRATORS[name].fit(scores, ~target).predict(torch.linspace(0, 1, 11))
+        assert float(p[-1]) - float(p[0]) < 0.35
+        assert bool((p.diff() >= 0).all())
+
+    @settings(max_examples=40, deadline=None)
+    @given(rows=st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=30))
+    def test_any_fit_is_monotone_bounded_and_survives_its_state(
+        self, name: str, rows: list[tuple[float, bool]]
+    ) -> None:
+        scores, target = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        fitted = CALIBRATORS[name].fit(scores, target)
+        query = torch.linspace(0, 1, 101)
+        p = fitted.predict(query)
+        assert bool(((p >= 0) & (p <= 1)).all())
+        assert bool((p.diff() >= -1e-12).all())
+        assert torch.equal(CALIBRATORS[name].from_state(fitted.state()).predict(query), p)
+
+
+def test_separable_scores_give_no_certainty() -> None:
+    p = Platt.fit(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([False, False, True, True])).predict(
+        torch.tensor([0.1, 0.9])
+    )
+    assert 0.2 < float(p[0]) < 0.35
+    assert 0.65 < float(p[1]) < 0.8
+
+
+def test_default_is_the_identity() -> None:
+    s = torch.linspace(EPS, 1 - EPS, 50, dtype=torch.float64)
+    torch.testing.assert_close(Platt().predict(s), s)
+    torch.testing.assert_close(Isotonic().predict(s), s)
+
+
+def test_logit_and_scores() -> None:
+    torch.testing.assert_close(logit(torch.tensor([0.0, 0.3])), torch.logit(torch.tensor([EPS, 0.3])))
+    assert as_scores(torch.tensor([1.00001, 0.0])).max() == 1  # a softmax in float32 may sum to a little more
+
+
+def test_recalibration_finds_the_truth_with_many_rows_and_stays_put_with_few() -> None:
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(20000, generator=g, dtype=torch.float64) * 2
+    target = torch.rand(20000, generator=g) < (0.5 * z - 0.7).sigmoid()
+    slope, intercept = recalibration(z, target)
+    assert slope == pytest.approx(0.5, abs=0.03)
+    assert intercept == pytest.approx(-0.7, abs=0.05)
+    slope, intercept = recalibration(z[:5], target[:5])
+    assert abs(slope - 1) < 0.3
+    assert abs(intercept) < 0.3
+    assert recalibration(z, z < 0)[0] == pytest.approx(0.0, abs=1e-6)  # never turns the ranking round
+    reference = LogisticRegression(C=np.inf, tol=1e-9).fit(z.numpy()[:, None], target.numpy())
+    assert recalibration(z, target, strength=0.0)[0] == pytest.approx(float(reference.coef_[0, 0]), abs=1e-4)

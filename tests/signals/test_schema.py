@@ -1,0 +1,163 @@
+"""What every registered signal keeps: a new one is tested here by being registered."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+
+import pytest
+import torch
+
+from reliability_hooks.frame import Candidates, Frame, View
+from reliability_hooks.instances import Instances
+from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
+
+HEADS = ("sigmoid", "softmax", "softmax+background")
+
+
+def boxes(n: int, generator: torch.Generator) -> torch.Tensor:
+    center = torch.rand(n, 2, generator=generator) * torch.tensor([160.0, 120.0])
+    size = torch.rand(n, 2, generator=generator) * 60 + 4
+    return torch.cat([center - size / 2, center + size / 2], 1)
+
+
+def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -> Frame:
+    """A frame with all evidence: 160 x 120 px, letterboxed into 160 x 160."""
+    g = torch.Generator().manual_seed(seed)
+    kept = boxes(n, g)
+    around = torch.randint(n, (candidates,), generator=g) if n else torch.zeros(0, dtype=torch.int64)
+    instances = Instances(
+        kept,
+        torch.rand(n, generator=g),
+        torch.randint(5, (n,), generator=g),
+        masks=torch.rand(n, 30, 40, generator=g) > 0.5,
+        logits=torch.randn(n, 6, generator=g) * 3,
+        head=head,  # type: ignore[arg-type]
+        background=5 if head == "softmax+background" else None,
+        features=torch.randn(n, 8, generator=g),
+        track_ids=torch.arange(n),
+        image_size=(120, 160),
+    )
+    raw = Candidates(
+        kept[around] + torch.randn(len(around), 4, generator=g) * 3,
+        torch.rand(len(around), generator=g),
+        torch.randint(5, (len(around),), generator=g),
+    )
+    return Frame(instances, View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0)), raw)
+
+
+def fitted(name: str, head: str = "sigmoid") -> Signal:
+    (signal,) = create([name])
+    if signal.learns:
+        for seed in range(3):
+            signal.update(frame(12, head, seed=seed))
+        signal.finish()
+    return signal
+
+
+def tensors(value: object) -> dict[str, torch.Tensor]:
+    """Every tensor inside a frame by its path."""
+    found: dict[str, torch.Tensor] = {}
+    for f in fields(value):  # type: ignore[arg-type]
+        item = getattr(value, f.name)
+        if isinstance(item, torch.Tensor):
+            found[f.name] = item
+        elif hasattr(item, "__dataclass_fields__"):
+            found |= {f"{f.name}.{k}": v for k, v in tensors(item).items()}
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+class TestEverySignal:
+    def test_declares_itself(self, name: str) -> None:
+        (signal,) = create([name])
+        assert signal.name == name
+        assert set(signal.requires) <= set(REQUIREMENTS)
+        assert signal.columns
+        assert all(column.startswith(f"{name}/") for column in signal.columns)
+        for low, high in signal.columns.values():
+            assert low != high
+            assert 0 < len(low) < 60
+            assert 0 < len(high) < 60
+
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("n", [0, 1, 7])
+    def test_gives_the_columns_that_it_declares(self, name: str, head: str, n: int) -> None:
+        signal = fitted(name, head)
+        given = signal(frame(n, head))
+        assert list(given) == list(signal.columns)
+        for column in given.values():
+            assert column.dtype == torch.float32
+            assert column.shape == (n,)
+        frame(n, head).instances.with_columns(given)
+
+    def test_defined_on_ordinary_data(self, name: str) -> None:
+        """No infinity anywhere, and each column is a number for most of the instances."""
+        for key, column in fitted(name)(frame(20)).items():
+            assert not column.isinf().any(), key
+            assert column.isfinite().float().mean() > 0.5, key
+
+    def test_no_candidates_at_all(self, name: str) -> None:
+        given = fitted(name)(frame(4, candidates=0))
+        assert all(len(column) == 4 for column in given.values())
+
+    def test_changes_nothing(self, name: str) -> None:
+        signal, given = fitted(name), frame(7)
+        before = copy.deepcopy(tensors(given))
+        signal(given)
+        after = tensors(given)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+    def test_deterministic_and_of_fresh_memory(self, name: str) -> None:
+        signal, given = fitted(name), frame(7)
+        first = signal(given)
+        kept = {key: column.clone() for key, column in first.items()}
+        second = signal(given)
+        torch.testing.assert_close(second, kept, rtol=0, atol=0, equal_nan=True)
+        for column in second.values():
+            column.zero_()
+        torch.testing.assert_close(first, kept, rtol=0, atol=0, equal_nan=True)
+
+    def test_half_precision(self, name: str) -> None:
+        signal, full = fitted(name), frame(7)
+        half = Frame(
+            full.instances.to(torch.float16),
+            View(full.view.pixels.half(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
+            Candidates(full.candidates.boxes.half(), full.candidates.scores.half(), full.candidates.labels),  # type: ignore[union-attr]
+        )
+        # the reference reads the same rounded numbers, as float32
+        again = Frame(
+            half.instances.to(torch.float32),
+            View(half.view.pixels.float(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
+            Candidates(half.candidates.boxes.float(), half.candidates.scores.float(), half.candidates.labels),  # type: ignore[union-attr]
+        )
+        given = signal(half)
+        assert all(column.dtype == torch.float32 for column in given.values())
+        torch.testing.assert_close(given, signal(again), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    def test_order_of_instances_does_not_matter(self, name: str) -> None:
+        signal, given = fitted(name), frame(7)
+        order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
+        turned = signal(given.with_instances(given.instances[order]))
+        straight = {key: column[order] for key, column in signal(given).items()}
+        torch.testing.assert_close(turned, straight, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    def test_a_broken_box_or_score_harms_no_other(self, name: str) -> None:
+        signal, given = fitted(name), frame(7)
+        broken = given.instances.boxes.clone()
+        broken[2] = torch.tensor([float("nan"), 0, float("inf"), 10])
+        logits = given.instances.logits.clone()  # type: ignore[union-attr]
+        logits[2] = float("nan")
+        spoilt = given.with_instances(given.instances.replace(boxes=broken, logits=logits))
+        others = [0, 1, 3, 4, 5, 6]
+        without = signal(given.with_instances(given.instances[others]))
+        for key, column in signal(spoilt).items():
+            assert not column[others].isinf().any(), key
+            if key.rpartition("/")[2] not in ("count", "rank"):  # these count the instances
+                torch.testing.assert_close(column[others], without[key], rtol=1e-4, atol=1e-5, equal_nan=True, msg=key)
+
+    def test_missing_evidence_is_named(self, name: str) -> None:
+        (signal,) = create([name])
+        bare = Frame(Instances(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64)))
+        assert signal.missing(bare) == list(signal.requires)

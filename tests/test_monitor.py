@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reliability_hooks import Instances, Monitor
+from reliability_hooks.evaluation.datasets import GroundTruth
+from reliability_hooks.frame import Candidates, Frame, View
+from reliability_hooks.monitor import labelled
+from reliability_hooks.reliability.state import StateError
+from reliability_hooks.signals.base import Signal, create
+
+FINGERPRINT = {"host": "toy", "weights": "abc"}
+
+
+class Tell(Signal):
+    """Says what decides whether a detection is right: the first feature."""
+
+    name = "tell"
+    requires = ("features",)
+    columns: ClassVar = {"tell/value": ("looks wrong", "looks right")}
+
+    def __call__(self, frame: Frame) -> dict[str, Tensor]:
+        assert frame.instances.features is not None
+        return {"tell/value": frame.instances.features[:, 0].float()}
+
+
+class Distance(Signal):
+    """Distance to the mean feature of the frames that it was shown."""
+
+    name = "distance"
+    requires = ("features",)
+    columns: ClassVar = {"distance/mean": ("usual", "unusual")}
+    learns = True
+
+    def __init__(self) -> None:
+        self.total, self.count, self.mean = torch.zeros(1), 0, torch.full((1,), torch.nan)
+
+    def update(self, frame: Frame) -> None:
+        assert frame.instances.features is not None
+        self.total = self.total + frame.instances.features[:, :1].sum(0)
+        self.count += len(frame.instances)
+
+    def finish(self) -> None:
+        self.mean = self.total / self.count
+
+    def __call__(self, frame: Frame) -> dict[str, Tensor]:
+        assert frame.instances.features is not None
+        return {"distance/mean": (frame.instances.features[:, 0] - self.mean).abs()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"mean": self.mean}, {"count": self.count}
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        self.mean, self.count = tensors["mean"], meta["count"]
+
+
+def scene(seed: int, n: int = 12, features: bool = True) -> tuple[Frame, GroundTruth]:
+    """An image whose detections are right exactly where their feature is high, whatever their score."""
+    rng = np.random.default_rng(seed)
+    corner = np.stack([np.arange(n) * 30.0, rng.uniform(0, 50, n)], 1)
+    boxes = np.concatenate([corner, corner + 20], 1).astype(np.float32)
+    right = rng.random(n) < 0.5
+    value = np.where(right, 1.0, -1.0) + rng.normal(0, 0.4, n)
+    labels = rng.integers(0, 3, n)
+    instances = Instances(
+        boxes=torch.from_numpy(boxes),
+        scores=torch.from_numpy(rng.uniform(0.1, 1, n)).float(),
+        labels=torch.from_numpy(labels),
+        features=torch.from_numpy(value[:, None]).float() if features else None,
+        image_size=(100, 400),
+    )
+    return Frame(instances), GroundTruth(boxes[right], labels[right].astype(np.int64), np.zeros(right.sum(), bool))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Monitor:
+    monitor = Monitor([Tell(), "geometry"])
+    pairs = [(monitor.apply(frame), truth) for frame, truth in map(scene, range(40))]
+    monitor.fit(pairs, fingerprint=FINGERPRINT)
+    return monitor
+
+
+def test_an_unfitted_monitor_gives_columns_and_no_answer() -> None:
+    out = Monitor([Tell()]).apply(scene(0)[0])
+    assert torch.isfinite(out.columns["tell/value"]).all()
+    assert out.reliability.isnan().all()
+    assert (out.columns["verdict"] == 0).all()
+
+
+def test_a_fitted_monitor_knows_right_from_wrong_where_the_score_does_not(fitted: Monitor) -> None:
+    frames = [scene(seed) for seed in range(100, 130)]
+    pairs = [(fitted.apply(frame), truth) for frame, truth in frames]
+    rows, correct, iou, image = labelled(pairs)
+    assert rows.reliability[correct].mean() > 0.8
+    assert rows.reliability[~correct].mean() < 0.2
+    assert rows.columns["expected_iou"][correct].mean() > 0.7
+    assert torch.equal(iou > 0.5, correct)
+    assert image.tolist() == sorted(image.tolist())
+
+
+def test_the_frame_and_its_instances_stay_as_they_are(fitted: Monitor) -> None:
+    frame, _ = scene(3)
+    before = frame.instances.boxes.clone()
+    fitted.apply(frame)
+    assert frame.instances.columns == {}
+    assert torch.equal(frame.instances.boxes, before)
+
+
+def test_save_and_load_give_the_same_answers(fitted: Monitor, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    loaded = Monitor.load(tmp_path, signals=[Tell(), "geometry"])
+    frame, _ = scene(7)
+    a, b = fitted.apply(frame), loaded.apply(frame)
+    assert a.columns.keys() == b.columns.keys()
+    assert all(torch.equal(a.columns[k].nan_to_num(-1), b.columns[k].nan_to_num(-1)) for k in a.columns)
+    assert loaded.fingerprint == FINGERPRINT
+    assert {p.name for p in tmp_path.iterdir()} == {"monitor.json", "state.safetensors"}
+
+
+def test_a_monitor_of_another_detector_is_refused(fitted: Monitor) -> None:
+    fitted.check(lambda: dict(FINGERPRINT))
+    with pytest.raises(StateError, match=r"another detector \(different: weights\)"):
+        fitted.check(lambda: {**FINGERPRINT, "weights": "xyz"})
+    Monitor().check(lambda: {"host": "any"})
+
+
+def test_bad_states_are_refused(fitted: Monitor, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="missing"):
+        Monitor.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="not fitted"):
+        Monitor([Tell()]).save(tmp_path)
+    fitted.save(tmp_path)
+    with pytest.raises(ValueError, match="unknown signal 'tell'"):
+        Monitor.load(tmp_path)
+    with pytest.raises(StateError, match="was fitted with the signals"):
+        Monitor.load(tmp_path, signals=["geometry"])
+    record = json.loads((tmp_path / "monitor.json").read_text())
+    del record["meta"]["settings"]
+    (tmp_path / "monitor.json").write_text(json.dumps(record))
+    with pytest.raises(StateError, match="'settings' is missing"):
+        Monitor.load(tmp_path)
+
+
+def test_zero_detections_keep_the_schema(fitted: Monitor) -> None:
+    full = fitted.apply(scene(1)[0])
+    none = fitted.apply(Frame(Instances.empty((100, 400))))
+    assert none.columns.keys() == full.columns.keys()
+    assert all(v.shape[0] == 0 for v in none.columns.values())
+    assert fitted.reasons(none) == []
+
+
+def test_missing_evidence_is_no_trust_and_is_said_once(fitted: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor([Tell(), "geometry"])
+    monitor.model = fitted.model
+    frame, _ = scene(1, features=False)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="tell/value"):
+                monitor.apply(frame)
+    assert [r.getMessage() for r in caplog.records] == ["signal tell is skipped: this detector gives no features"]
+
+
+def test_reasons_name_what_speaks_against(fitted: Monitor) -> None:
+    out = fitted.apply(scene(5)[0])
+    doubted = int(out.reliability.argmin())
+    reason = fitted.reasons(out, top=1)[doubted][0]
+    assert (reason.column, reason.phrase) == ("tell/value", "looks wrong")
+    assert reason.change < -0.2
+
+
+def test_a_signal_that_learns(tmp_path: Path) -> None:
+    monitor = Monitor([Distance()])
+    assert monitor.learns
+    with monitor.learning():
+        for seed in range(5):
+            assert monitor.apply(scene(seed)[0]).reliability.isnan().all()
+    expected = torch.cat([scene(seed)[0].instances.features for seed in range(5)]).mean()
+    frame, _ = scene(9)
+    out = monitor.apply(frame)
+    assert torch.allclose(out.columns["distance/mean"], (frame.instances.features[:, 0] - expected).abs())
+    monitor.fit([(monitor.apply(f), t) for f, t in map(scene, range(20))])
+    monitor.save(tmp_path)
+    again = Monitor.load(tmp_path, signals=[Distance()])
+    assert torch.equal(again.apply(frame).columns["distance/mean"], out.columns["distance/mean"])
+
+
+def test_copies_of_one_photograph_are_never_on_both_sides() -> None:
+    """With a column that identifies the image, only grouped cross-validation reports that it is useless."""
+
+    class Photograph(Signal):
+        name = "photograph"
+        columns: ClassVar = {"photograph/id": ("early", "late")}
+
+        def __call__(self, frame: Frame) -> dict[str, Tensor]:
+            return {"photograph/id": frame.instances.features[:, 0]}
+
+    rng = np.random.default_rng(0)
+    monitor, pairs, groups = Monitor([Photograph()]), [], []
+    for k in range(30):
+        share, noise = rng.random() < 0.5, rng.normal()
+        for _ in range(6):
+            frame, _ = scene(int(rng.integers(1e6)), n=4)
+            real = slice(None) if share else slice(0)  # all right or all wrong
+            boxes, labels = frame.instances.boxes.numpy()[real], frame.instances.labels.numpy()[real]
+            truth = GroundTruth(boxes, labels, np.zeros(len(boxes), bool))
+            instances = frame.instances.replace(features=torch.full((4, 1), noise))
+            pairs.append((monitor.apply(Frame(instances)), truth))
+            groups.append(k)
+    _, correct, _, _ = labelled(pairs)
+    honest = monitor.fit(pairs, groups=groups).cross_fitted
+    assert (honest[correct].mean() - honest[~correct].mean()).abs() < 0.25
+
+
+def test_unknown_and_doubled_signals() -> None:
+    with pytest.raises(ValueError, match="did you mean 'geometry'"):
+        Monitor(["geometri"])
+    with pytest.raises(ValueError, match="listed twice"):
+        create(["image", "image"])
+    with pytest.raises(ValueError, match="iou_threshold"):
+        Monitor(iou_threshold=1.5)
+    with pytest.raises(ValueError, match="no labelled images"):
+        Monitor().fit([])
+
+
+def test_frame_says_what_it_has() -> None:
+    frame, _ = scene(0)
+    assert [r for r in ("image", "candidates", "masks", "logits", "features", "tracks") if frame.has(r)] == ["features"]
+    more = Frame(frame.instances.replace(track_ids=torch.zeros(12, dtype=torch.int64)), View(torch.zeros(3, 4, 4)),
+                 Candidates.empty())
+    assert all(more.has(r) for r in ("image", "candidates", "tracks"))
