@@ -131,10 +131,10 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _legend(picture: Image, pen: ImageDraw, font: Any, size: int) -> None:
-    width, height, edge = size * 11, max(6, size // 2), {"fill": (255, 255, 255), "stroke_width": 2}
+    width, height = size * 11, max(6, size // 2)
     x, y = 4, picture.height - height - 4
     for k in range(width):
         pen.line((x + k, y, x + k, y + height), fill=colour(k / (width - 1)))
-    pen.text((x, y - size - 4), "class score > reliability", font=font, stroke_fill=(0, 0, 0), **edge)
-    for text, at in (("0", x + 2), ("1", x + width - size // 2 - 2)):
-        pen.text((at, y - size // 4 - 1), text, font=font, stroke_fill=(0, 0, 0), **edge)
+    words = ("class score > reliability", x, y - size - 4), ("0", x + 2, y - 2), ("1", x + width - size // 2, y - 2)
+    for text, left, top in words:
+        pen.text((left, top), text, fill=(255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))

