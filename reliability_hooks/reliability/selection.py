@@ -1,4 +1,4 @@
-"""Candidates cross-validated over images; of those that are as good as the best, the simplest is kept."""
+"""Candidates cross-validated over images; the best is kept, the simpler one of a tie."""
 
 from __future__ import annotations
 
@@ -172,10 +172,9 @@ class Task:
             settings[member], raw[member] = GRIDS.get(member, (None,))[best], tried[:, best]
         outputs = {name: torch.stack([raw[m] for m in held]).mean(0) for name, held in members.items()}
         losses = {name: self.loss(z) for name, z in outputs.items()}
-        leader = min(losses, key=lambda name: float(losses[name].mean()))
+        chosen = min(names, key=lambda name: float(losses[name].mean()))  # the first, and simplest, of a tie
         groups = self.data.groups
-        behind = {name: mean_and_error(loss - losses[leader], groups) for name, loss in losses.items()}
-        chosen = next(name for name in names if behind[name][0] <= behind[name][1])
+        behind = {name: mean_and_error(loss - losses[chosen], groups) for name, loss in losses.items()}
 
         criterion = "log_loss" if self.is_probability else "mse"
         candidates: dict[str, dict[str, Any]] = {}
