@@ -18,6 +18,8 @@ CORE = [
     "rich>=13",
     "safetensors>=0.4",
     "scikit-learn>=1.4",
+    "scipy>=1.10",
+    "threadpoolctl>=3",
 ]
 EXTRAS = {
     "ultralytics": ["ultralytics>=8.4", "lap>=0.5.12"],  # AGPL-3.0; lap: its trackers
@@ -25,18 +27,22 @@ EXTRAS = {
     "detectron2": [],  # on no registry: install it from https://github.com/facebookresearch/detectron2
     "segment-anything": ["segment-anything>=1.0"],
     "transformers": ["transformers>=4.45"],
+    "metrics": ["torchmetrics>=1.4"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
 }
 TEST = [
     *EXTRAS["ultralytics"],
+    *EXTRAS["metrics"],
+    *EXTRAS["report"],
+    "hotcoco>=1.3",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "pytorch-ood>=0.4",
     "ruff>=0.6",
-    "torchmetrics>=1.4",
     "types-PyYAML",
+    "uq-detr>=0.1.1",
 ]
 
 setup(

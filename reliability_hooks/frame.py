@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .instances import Instances
+
+MAPS = ("early", "middle", "late")
+"""Feature maps by depth: the ends of the stages with 4, 8 and 16 input pixels for each of theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +81,17 @@ class Frame:
         instances: The objects that the detector kept.
         view: The pixels, or None where the host cannot give them.
         candidates: The boxes before suppression, or None where the host cannot give them.
+        maps: Feature maps (C, h, w) from inside the detector by name (`MAPS`), each covering the whole view; None
+            where the host cannot give them.
+        rerun: (B, 3, h, w) pixels as the view's -> the candidates in each, boxes in view pixels; costs a forward
+            pass. None where the host cannot do it.
     """
 
     instances: Instances
     view: View | None = None
     candidates: Candidates | None = None
+    maps: Mapping[str, Tensor] | None = None
+    rerun: Callable[[Tensor], list[Candidates]] | None = None
 
     def with_instances(self, instances: Instances) -> Frame:
         return replace(self, instances=instances)
@@ -90,8 +100,10 @@ class Frame:
         """Whether the evidence that a signal requires is there (`signals.base.REQUIREMENTS`)."""
         if requirement == "image":
             return self.view is not None
-        if requirement == "candidates":
-            return self.candidates is not None
+        if requirement in ("candidates", "maps"):
+            return getattr(self, requirement) is not None
+        if requirement == "model":
+            return self.rerun is not None
         if requirement == "tracks":
             return self.instances.track_ids is not None
         return getattr(self.instances, requirement) is not None

@@ -17,7 +17,7 @@ from .. import __version__
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate, image_bootstrap
 from ..evaluation.datasets import DetectionDataset, GroundTruth, read_coco
-from ..evaluation.metrics import CALIBRATION_METRICS
+from ..evaluation.summary import CALIBRATION_METRICS
 from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 #: Called as metric(*arrays) for the value and metric(*arrays, weight=multiplicities) for each draw.
-Metric = Callable[..., float]
+Metric = Callable[..., SupportsFloat]
 Floats = NDArray[np.float64]
 
 
@@ -24,6 +25,8 @@ class Estimate:
         level: coverage of the interval, such as 0.95.
         n: number of instances.
         n_images: number of images that were resampled.
+        protocol: what the figure means: the metric's own settings (bins, convention, ...), what the caller stated
+            (matching rule, IoU threshold, score cut), how the interval was made. JSON-ready.
     """
 
     value: float
@@ -32,6 +35,7 @@ class Estimate:
     level: float
     n: int
     n_images: int
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".3f"
@@ -49,20 +53,23 @@ def image_bootstrap(
     level: float = 0.95,
     seed: int = 0,
     all_images: ArrayLike | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Estimate]:
     """Estimates each metric with a percentile interval over images, the same draws for all of them.
 
     Args:
-        metrics: name -> metric, as in `metrics.CALIBRATION_METRICS`.
+        metrics: name -> metric, as in `summary.CALIBRATION_METRICS`.
         image_ids: (N,) image of each instance.
         *arrays: (N,) arrays, handed to each metric in this order.
         draws: number of resamples.
         level: coverage in (0, 1).
         seed: of the draws.
         all_images: ids of all images looked at, where some have no instance and yet belong to the sample.
+        protocol: what the metrics cannot know: how the arrays were made (matching rule, score cut, ...).
 
     Returns:
-        name -> `Estimate`.
+        name -> `Estimate`. To its protocol a metric adds its own settings, read from its signature: bind others than
+        the defaults with `functools.partial`.
 
     Raises:
         ValueError: lengths differ, `draws` or `level` make no sense, or an image id is not among `all_images`.
@@ -70,12 +77,27 @@ def image_bootstrap(
     columns = [np.asarray(array) for array in arrays]
     images, n_images = _image_index(image_ids, all_images, columns)
     weights = _weights(images, n_images, draws, level, seed)
-    values = np.array([[metric(*columns, weight=w) for metric in metrics.values()] for w in weights])
+    values = np.array([[float(metric(*columns, weight=w)) for metric in metrics.values()] for w in weights])
     values = values.reshape(draws, len(metrics))
-    return {
-        name: _estimate(float(metric(*columns)), values[:, k], level, len(images), n_images)
-        for k, (name, metric) in enumerate(metrics.items())
-    }
+    interval = f"percentiles of {draws} bootstrap draws of images, seed {seed}"
+    out = {}
+    for k, (name, metric) in enumerate(metrics.items()):
+        result = metric(*columns)
+        said = {**settings(metric), **_dropped(result), **(protocol or {}), "interval": interval}
+        out[name] = _estimate(float(result), values[:, k], level, len(images), n_images, said)
+    return out
+
+
+def settings(metric: Metric) -> dict[str, Any]:
+    """What a metric will use beside its arrays: the defaults in its signature, those bound by `partial` included."""
+    parameters = inspect.signature(metric).parameters.items()
+    empty = inspect.Parameter.empty
+    return {name: p.default for name, p in parameters if p.default not in (empty, None) and name != "weight"}
+
+
+def _dropped(result: Any) -> dict[str, Any]:
+    """A mean over classes says how many it left out."""
+    return {"classes": len(result.counts), "classes_dropped": result.dropped} if hasattr(result, "dropped") else {}
 
 
 def paired_bootstrap(
@@ -88,6 +110,7 @@ def paired_bootstrap(
     seed: int = 0,
     all_images: ArrayLike | None = None,
     ratio: bool = False,
+    protocol: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """Estimates metric(a) - metric(b), or metric(a) / metric(b), for two judgements of the same instances.
 
@@ -103,6 +126,7 @@ def paired_bootstrap(
         seed: of the draws.
         all_images: as in `image_bootstrap`.
         ratio: give the ratio in place of the difference; NaN where metric(b) is 0.
+        protocol: as in `image_bootstrap`.
 
     Raises:
         ValueError: as `image_bootstrap`.
@@ -117,7 +141,9 @@ def paired_bootstrap(
         return value_a / value_b if value_b else float("nan")
 
     values = np.array([compare(weight=w) for w in _weights(images, n_images, draws, level, seed)])
-    return _estimate(compare(), values, level, len(images), n_images)
+    interval = f"percentiles of {draws} bootstrap draws of images, the same for both, seed {seed}"
+    said = {"figure": "ratio" if ratio else "difference", **settings(metric), **(protocol or {}), "interval": interval}
+    return _estimate(compare(), values, level, len(images), n_images, said)
 
 
 def _image_index(
@@ -137,18 +163,32 @@ def _image_index(
 
 
 def _weights(images: NDArray[np.int64], n_images: int, draws: int, level: float, seed: int) -> Iterator[Floats]:
-    """Yields (N,) multiplicities: how often each instance's image was drawn among n_images with replacement."""
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"draws must be at least 1 and level in (0, 1); got {draws} and {level}")
-    rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        counts = np.bincount(rng.integers(n_images, size=n_images), minlength=n_images) if n_images else images
+    """Yields (N,) multiplicities: how often each instance's image was drawn."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    for counts in image_counts(n_images, draws, seed):
         yield counts[images].astype(np.float64)
 
 
-def _estimate(value: float, values: Floats, level: float, n: int, n_images: int) -> Estimate:
+def image_counts(n_images: int, draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yields (n_images,): how often each image is drawn when n_images are drawn with replacement.
+
+    Raises:
+        ValueError: `draws` < 1.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        some = rng.integers(n_images, size=n_images) if n_images else np.zeros(0, np.int64)
+        yield np.bincount(some, minlength=n_images)
+
+
+def _estimate(
+    value: float, values: Floats, level: float, n: int, n_images: int, protocol: Mapping[str, Any]
+) -> Estimate:
     valid = values[np.isfinite(values)]
     low = high = float("nan")
     if 2 * len(valid) >= len(values):
         low, high = (float(q) for q in np.quantile(valid, [(1 - level) / 2, (1 + level) / 2]))
-    return Estimate(value, low, high, level, n, n_images)
+    return Estimate(value, low, high, level, n, n_images, protocol)

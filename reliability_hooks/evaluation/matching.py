@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-#: (pair_det (P,), pair_gt (P,)) -> IoU (P,), rows of the detections and ground truths given to `match`.
-PairIoU = Callable[[Indices, Indices], Floats]
-
-_CHUNK = 1 << 19  # pairs whose IoU is computed at once: bounds the memory to some tens of megabytes
+from .checks import Floats, Indices, column
+from .pairs import Bools, PairIoU, as_boxes, box_iou, image_codes, same_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +70,7 @@ def match(
         iou_threshold: in [0, 1].
         class_agnostic: ignore the labels (ties in score or IoU are then broken by label first, as pycocotools does
             with `useCats = 0`).
-        pair_iou: other IoU than that of the boxes, such as that of masks; see `PairIoU`. The boxes then only serve
+        pair_iou: other IoU than that of the boxes, such as `masks.MaskIoU`; see `PairIoU`. The boxes then only serve
             for their NaN.
 
     Returns:
@@ -86,13 +79,13 @@ def match(
     Raises:
         ValueError: a shape, the threshold or the kinds of the two arrays of image ids do not fit.
     """
-    det_boxes, truth_boxes = _boxes("boxes", boxes), _boxes("gt_boxes", gt_boxes)
+    det_boxes, truth_boxes = as_boxes("boxes", boxes), as_boxes("gt_boxes", gt_boxes)
     n, g = len(det_boxes), len(truth_boxes)
-    score = _column("scores", scores, n).astype(np.float64)
-    label = _column("labels", labels, n).astype(np.int64)
-    truth_label = _column("gt_labels", gt_labels, g).astype(np.int64)
-    image, truth_image = _codes(_column("image_ids", image_ids, n), _column("gt_image_ids", gt_image_ids, g))
-    crowd = np.zeros(g, bool) if gt_crowd is None else _column("gt_crowd", gt_crowd, g).astype(bool)
+    score = column("scores", scores, n).astype(np.float64)
+    label = column("labels", labels, n).astype(np.int64)
+    truth_label = column("gt_labels", gt_labels, g).astype(np.int64)
+    image, truth_image = image_codes(column("image_ids", image_ids, n), column("gt_image_ids", gt_image_ids, g))
+    crowd = np.zeros(g, bool) if gt_crowd is None else column("gt_crowd", gt_crowd, g).astype(bool)
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must lie in [0, 1], got {iou_threshold}")
 
@@ -108,11 +101,11 @@ def match(
     det_row = det_row[eligible[det_row]]
     gt_row = np.lexsort((truth_label, truth_group))
     gt_row = gt_row[truth_eligible[gt_row]]
-    row_iou = pair_iou or _box_iou(det_boxes, truth_boxes, crowd)
+    row_iou = pair_iou or box_iou(det_boxes, truth_boxes, crowd)
 
     best = np.zeros(len(det_row))
     kept: list[tuple[Indices, Indices, Floats]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
-    for det, gt in _pairs(group[det_row], truth_group[gt_row]):
+    for det, gt in same_group(group[det_row], truth_group[gt_row]):
         value = np.asarray(row_iou(det_row[det], gt_row[gt]), np.float64)
         plain = ~crowd[gt_row[gt]] & (value > 0)
         np.maximum.at(best, det[plain], value[plain])
@@ -128,7 +121,9 @@ def match(
     iou[winner], best_iou[det_row] = pair_value[chosen], best
     ignore, gt_matched = np.zeros(n, bool), np.zeros(g, bool)
     ignore[winner], gt_matched[taken] = crowd[taken], True
-    rule = f"COCO greedy, {'any class' if class_agnostic else 'same class'}, IoU >= {iou_threshold:g}, crowd ignored"
+    kind = "IoU" if pair_iou is None else getattr(pair_iou, "name", "the IoU given")
+    whose = "any class" if class_agnostic else "same class"
+    rule = f"COCO greedy, {whose}, {kind} >= {iou_threshold:g}, crowd ignored"
     return Matches((gt_index >= 0) & ~ignore, iou, best_iou, gt_index, ignore, gt_matched, iou_threshold, rule)
 
 
@@ -161,58 +156,3 @@ def greedy(pair_det: Indices, pair_gt: Indices, pair_iou: Floats, group: NDArray
         is_free[taken] = crowd[taken]
         chosen.append(pairs)
     return np.concatenate(chosen)
-
-
-def _pairs(group: Indices, gt_group: Indices) -> Iterator[tuple[Indices, Indices]]:
-    """Yields all (detection, ground truth) pairs of equal group, both arrays sorted, some detections at a time."""
-    first = np.searchsorted(gt_group, group, "left")
-    count = np.searchsorted(gt_group, group, "right") - first
-    total = np.cumsum(count)
-    cuts = np.searchsorted(total, np.arange(_CHUNK, total[-1] if len(total) else 0, _CHUNK), "right")
-    for start, stop in zip(np.r_[0, cuts], np.r_[cuts, len(group)], strict=True):
-        some = count[start:stop]
-        offset = np.arange(some.sum()) - np.repeat(np.cumsum(some) - some, some)
-        yield np.repeat(np.arange(start, stop), some), np.repeat(first[start:stop], some) + offset
-
-
-def _box_iou(boxes: Floats, gt_boxes: Floats, crowd: Bools) -> PairIoU:
-    """IoU of pairs of boxes, in float64 as in pycocotools' `bbIou`; against a crowd, intersection / detection area."""
-    left, top, right, bottom = np.ascontiguousarray(boxes.T)
-    gt_left, gt_top, gt_right, gt_bottom = np.ascontiguousarray(gt_boxes.T)
-    with np.errstate(invalid="ignore"):  # rows that are not finite are never paired
-        area, gt_area = (right - left) * (bottom - top), (gt_right - gt_left) * (gt_bottom - gt_top)
-
-    def iou(det: Indices, gt: Indices) -> Floats:
-        width = np.minimum(right[det], gt_right[gt]) - np.maximum(left[det], gt_left[gt])
-        height = np.minimum(bottom[det], gt_bottom[gt]) - np.maximum(top[det], gt_top[gt])
-        inter: Floats = width.clip(min=0) * height.clip(min=0)
-        union = np.where(crowd[gt], area[det], area[det] + gt_area[gt] - inter)
-        value: Floats = np.divide(inter, union, out=np.zeros_like(inter), where=(inter > 0) & (union > 0))
-        return value
-
-    return iou
-
-
-def _boxes(name: str, value: ArrayLike) -> Floats:
-    array = np.asarray(value, np.float64)
-    if array.size == 0:
-        return np.zeros((0, 4))
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"{name} must have shape (rows, 4) as x1, y1, x2, y2; got {array.shape}")
-    return array
-
-
-def _column(name: str, value: ArrayLike, rows: int) -> NDArray[Any]:
-    array: NDArray[Any] = np.asarray(value)
-    if array.shape != (rows,):
-        raise ValueError(f"{name} must have shape ({rows},), one entry for each box; got {array.shape}")
-    return array
-
-
-def _codes(ids: NDArray[Any], gt_ids: NDArray[Any]) -> tuple[Indices, Indices]:
-    """Numbers the images 0, 1, ... over both arrays."""
-    is_text = [array.dtype.kind in "US" for array in (ids, gt_ids) if len(array)]
-    if len(set(is_text)) > 1:
-        raise ValueError("image_ids and gt_image_ids mix numbers with strings: convert one of them")
-    _, code = np.unique(np.concatenate([array for array in (ids, gt_ids) if len(array)] or [ids]), return_inverse=True)
-    return code[: len(ids)].astype(np.int64), code[len(ids) :].astype(np.int64)

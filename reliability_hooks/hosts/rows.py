@@ -21,6 +21,7 @@ SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE = 0.05  # px of the original image: rounding, not neighbouring anchors
 CANDIDATE_FLOOR = 0.01
 MAX_CANDIDATES = 3000
+CELLS = 1 << 22  # of the table kept boxes x pairs that is held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,44 +45,40 @@ class RawRows:
     features: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @cached_property
-    def best(self) -> Tensor:
-        """(R,) the highest score of each row: what lets most rows be passed over at once."""
-        return self.scores.amax(1)
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, labels and scores (M,) of all (row, class) pairs above `CANDIDATE_FLOOR`: one pass serves all uses."""
+        return self.above(CANDIDATE_FLOOR)
+
+    def above(self, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, labels and scores (M,) of all (row, class) pairs with a score above `floor`."""
+        if self.scores.stride(0) == 1:  # ultralytics lays classes before rows: read it as it lies in memory
+            labels, rows = (floor < self.scores.T).nonzero(as_tuple=True)
+        else:
+            rows, labels = (self.scores > floor).nonzero(as_tuple=True)
+        return rows, labels, self.scores[rows, labels].float()
 
 
 def match_rows(boxes: Tensor, scores: Tensor, labels: Tensor, raw: RawRows) -> Tensor:
     """(N,) index of the raw row of each kept box; -1 where none or several fit."""
-    # Only a (row, label) that scores as high as the lowest kept box of that label can be one of the kept boxes.
-    floor = raw.scores.new_full((raw.scores.shape[1],), torch.inf)
-    floor = floor.scatter_reduce(0, labels, (scores - SCORE_TOLERANCE).to(floor.dtype), "amin")
-    rows = (raw.best >= floor.min()).nonzero()[:, 0]
-    row, label = (raw.scores[rows] >= floor).nonzero(as_tuple=True)
-    row = rows[row]
-    decoded = raw.decode(row, label)
-    pair, kept = _join(_box_key(decoded, label), _box_key(boxes, labels), 4 * BOX_TOLERANCE)
-    row, label = row[pair], label[pair]
-    same = ((decoded[pair].float() - boxes[kept].float()).abs() <= BOX_TOLERANCE).all(1) & (label == labels[kept])
-    same &= (raw.scores[row, label].float() - scores[kept].float()).abs() <= SCORE_TOLERANCE
-    row, kept = row[same], kept[same]
     found = torch.full_like(labels, -1)
+    if len(labels) == 0:
+        return found
+    lowest = float(scores.min()) - SCORE_TOLERANCE
+    rows, names, values = raw.pairs if lowest > CANDIDATE_FLOOR else raw.above(lowest)
+    hits = []
+    size = CELLS // max(len(rows), 1) + 1
+    for start in range(0, len(labels), size):
+        part = torch.arange(start, min(start + size, len(labels)), device=labels.device)
+        near = (values - scores[part, None]).abs() <= SCORE_TOLERANCE
+        kept, pair = (near & (names == labels[part, None])).nonzero(as_tuple=True)
+        hits.append((part[kept], pair))
+    kept, pair = (torch.cat(x) for x in zip(*hits, strict=True))
+    row = rows[pair]
+    same = ((raw.decode(row, names[pair]).float() - boxes[kept].float()).abs() <= BOX_TOLERANCE).all(1)
+    row, kept = row[same], kept[same]
     found[kept] = row
     found[torch.bincount(kept, minlength=len(labels)) != 1] = -1
     return found
-
-
-def _box_key(boxes: Tensor, labels: Tensor) -> Tensor:
-    """(N,) one number for a box and its label; boxes that agree within t differ by at most 4 t."""
-    return boxes.double().sum(1) + 1e7 * labels  # labels lie further apart than any image is wide
-
-
-def _join(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """All pairs (i, j) with |left[i] - right[j]| <= tolerance, by bisection instead of a table of left x right."""
-    right, order = right.sort()
-    first = torch.searchsorted(right, left - tolerance)
-    count = torch.searchsorted(right, left + tolerance, right=True) - first
-    i = torch.arange(len(left), device=left.device).repeat_interleave(count)
-    within = torch.arange(len(i), device=left.device) - (count.cumsum(0) - count)[i]
-    return i, order[first[i] + within]
 
 
 def with_evidence(kept: Instances, raw: RawRows) -> Instances:
@@ -105,12 +102,7 @@ def with_evidence(kept: Instances, raw: RawRows) -> Instances:
 
 def candidates(raw: RawRows) -> Candidates:
     """All (box, class) pairs with a score above `CANDIDATE_FLOOR`, at most the `MAX_CANDIDATES` highest."""
-    rows = (raw.best > CANDIDATE_FLOOR).nonzero()[:, 0]
-    if len(rows) > MAX_CANDIDATES:  # the highest pairs lie in the highest rows
-        rows = rows[raw.best[rows].topk(MAX_CANDIDATES).indices]
-    row, labels = (raw.scores[rows] > CANDIDATE_FLOOR).nonzero(as_tuple=True)
-    rows = rows[row]
-    scores = raw.scores[rows, labels].float()
+    rows, labels, scores = raw.pairs
     if len(scores) > MAX_CANDIDATES:
         scores, top = scores.topk(MAX_CANDIDATES)
         rows, labels = rows[top], labels[top]

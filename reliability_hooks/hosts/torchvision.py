@@ -28,7 +28,8 @@ class TorchvisionHost(Host):
     """A detection model of torchvision, or a subclass or custom assembly of one.
 
     Class names are read from the attribute `model.class_names` (a list whose first entry is the background's, or a
-    dict) where the model has one; a model with 91 classes without it is taken to speak COCO.
+    dict) where the model has one; a model with 91 classes without it is taken to speak COCO. `torch.jit.script` knows
+    no hooks of ours: remove the handle before it.
 
     Raises:
         TypeError: The model is from torchvision but no detector.
@@ -82,7 +83,8 @@ class TorchvisionHost(Host):
         running = threading.local()  # `capture`: there during a forward pass in eval mode only, one for each thread
 
         def start(module: nn.Module, args: Any) -> None:
-            running.capture = None if module.training or torch.jit.is_tracing() else {}
+            tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            running.capture = None if module.training or tracing else {}
 
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             if (capture := getattr(running, "capture", None)) is not None:

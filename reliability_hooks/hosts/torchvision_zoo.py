@@ -67,9 +67,10 @@ def load(
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(f"{weights} does not fit {architecture} with {num_classes} classes: {error}") from error
+                fault = f"{weights} does not fit {architecture} with {num_classes} classes: {error}"
+                raise ValueError(fault) from error
     if names is not None:
-        model.class_names = dict(names) if isinstance(names, Mapping) else list(names)
+        setattr(model, "class_names", dict(names) if isinstance(names, Mapping) else list(names))  # noqa: B010
     model.eval()
     return model
 
@@ -79,7 +80,8 @@ def _download(builder: Callable[..., nn.Module], weights: Any, spec: str, **opti
         return builder(weights=weights, **options)
     except OSError as error:  # urllib's URLError is one
         raise ConnectionError(
-            f"could not download {weights.url} ({error}); get the file elsewhere and write {spec.partition(':')[0]}:FILE"
+            f"could not download {weights.url} ({error}); get the file elsewhere and write "
+            f"{spec.partition(':')[0]}:FILE"
         ) from error
 
 

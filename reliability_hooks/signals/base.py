@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..frame import Frame
 
-Requirement = Literal["image", "candidates", "masks", "logits", "features", "tracks"]
+Requirement = Literal["image", "candidates", "maps", "model", "masks", "logits", "features", "tracks"]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
 FAMILIES: dict[str, str] = {

@@ -17,7 +17,7 @@ TOUCHING = 0.005
 """A side this near to the image's border (as a share of the image's side) touches it: the object may be cut off."""
 NEAR = 2.0
 """A neighbour has its centre within the box enlarged by this factor about its own centre."""
-MASK_SIDE = 256
+MASK_SIDE = 128
 """Larger masks are read at every n-th pixel: bounds the cost, and keeps boundary lengths comparable between hosts."""
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from functools import partial
+
 import numpy as np
 import pytest
 
 from reliability_hooks.evaluation.bootstrap import Estimate, image_bootstrap, paired_bootstrap
-from reliability_hooks.evaluation.metrics import CALIBRATION_METRICS, auroc, brier, error_rate
+from reliability_hooks.evaluation.calibration import brier, d_ece
+from reliability_hooks.evaluation.classwise import class_wise_d_ece
+from reliability_hooks.evaluation.selective import auroc, error_rate, fpr_at_tpr
+from reliability_hooks.evaluation.summary import CALIBRATION_METRICS
 
 
 def clustered(seed: int, images: int = 40, per_image: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,9 +118,30 @@ def test_paired_with_itself_and_with_zero():
     assert np.isnan([undefined.value, undefined.low]).all()
 
 
-@pytest.mark.parametrize("change", [{"draws": 0}, {"level": 1.0}, {"level": 0.0}])
-def test_bad_input(change):
-    with pytest.raises(ValueError, match="draws must be at least 1"):
+def test_the_protocol_is_what_was_done():
+    metrics = {"plain": d_ece, "bound": partial(d_ece, bins=25, binning="mass"), "fpr": partial(fpr_at_tpr, tpr=0.9)}
+    found = image_bootstrap(metrics, [0, 1], [0.2, 0.9], [0, 1], draws=7, seed=3, protocol={"matching": "COCO greedy"})
+    assert found["plain"].protocol == {
+        "bins": 10, "binning": "width", "matching": "COCO greedy",
+        "interval": "percentiles of 7 bootstrap draws of images, seed 3",
+    }
+    assert found["bound"].protocol["bins"] == 25
+    assert found["bound"].protocol["binning"] == "mass"
+    assert (found["fpr"].protocol["tpr"], found["fpr"].protocol["positive"]) == (0.9, "error")
+    assert json.loads(json.dumps(asdict(found["bound"])))["protocol"]["binning"] == "mass"
+    by_class = image_bootstrap({"c": partial(class_wise_d_ece, n_classes=5)}, [0, 1], [0.2, 0.9], [0, 1], [4, 0])["c"]
+    assert (by_class.protocol["classes"], by_class.protocol["classes_dropped"]) == (5, 3)
+    pair = paired_bootstrap(brier, [0, 1], ([0.2, 0.9], [0, 1]), ([0.2, 0.9], [0, 1]), protocol={"score_cut": 0.1})
+    assert pair.protocol["figure"] == "difference"
+    assert pair.protocol["score_cut"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"draws": 0}, "draws must be at least 1"), ({"level": 1.0}, "level"), ({"level": 0.0}, "level")],
+)
+def test_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
         image_bootstrap({"b": brier}, [0], [0.5], [1], **change)
     with pytest.raises(ValueError, match="one image id for each row"):
         paired_bootstrap(brier, [0, 1], ([0.5], [1]), ([0.5], [1]))

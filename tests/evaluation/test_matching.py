@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tracemalloc
 from typing import Any
 
@@ -12,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reliability_hooks.evaluation import matching
-from reliability_hooks.evaluation.datasets import DetectionDataset, read_coco
+from reliability_hooks.evaluation import pairs
+from reliability_hooks.evaluation.datasets import read_coco
 from reliability_hooks.evaluation.matching import Matches, match
 
-Arrays = dict[str, np.ndarray]
+from .scenes import Arrays, pycoco, simulate
 
 
 def one_iou(det: np.ndarray, gt: np.ndarray, crowd: bool) -> float:
@@ -59,73 +57,6 @@ def naive(d: Arrays, threshold: float, agnostic: bool) -> tuple[list[int], list[
                 index[i] = [j for j in free if iou[j] == top][-1]
                 used.add(index[i])
     return index, best
-
-
-def pycoco(d: Arrays, threshold: float, agnostic: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(matched row or -1, ignore) of COCOeval; ground truth and detection ids are rows + 1."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    def rows(prefix: str, extra: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        xywh = np.c_[d[f"{prefix}boxes"][:, :2], d[f"{prefix}boxes"][:, 2:] - d[f"{prefix}boxes"][:, :2]]
-        return [
-            {
-                "id": k + 1,
-                "image_id": int(d[f"{prefix}image_ids"][k]),
-                "category_id": int(d[f"{prefix}labels"][k]),
-                "bbox": xywh[k].tolist(),
-                "area": float(xywh[k, 2] * xywh[k, 3]),
-                **{name: column[k].item() for name, column in extra.items()},
-            }
-            for k in range(len(xywh))
-        ]
-
-    images = [{"id": int(i)} for i in np.union1d(d["image_ids"], d["gt_image_ids"])]
-    categories = [{"id": int(c)} for c in np.union1d(d["labels"], d["gt_labels"])]
-    truth, result = COCO(), COCO()
-    truth.dataset = {
-        "images": images,
-        "categories": categories,
-        "annotations": rows("gt_", {"iscrowd": d["gt_crowd"].astype(int)}),
-    }
-    result.dataset = {"images": images, "categories": categories, "annotations": rows("", {"score": d["scores"]})}
-    index, ignore = np.full(len(d["boxes"]), -1), np.zeros(len(d["boxes"]), bool)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        result.createIndex()
-        run = COCOeval(truth, result, "bbox")
-        run.params.useCats = int(not agnostic)
-        run.params.iouThrs, run.params.maxDets = np.array([threshold]), [100_000]
-        run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
-        run.evaluate()
-    for image in filter(None, run.evalImgs):
-        row = np.array(image["dtIds"], int) - 1
-        index[row] = image["dtMatches"][0].astype(int) - 1
-        ignore[row] = image["dtIgnore"][0]
-    return index, ignore
-
-
-def simulate(dataset: DetectionDataset, seed: int) -> Arrays:
-    """Jittered and duplicated ground truth plus false positives, on a quarter-pixel grid so that IoU is exact."""
-    rng = np.random.default_rng(seed)
-    truth = dataset.truth_arrays()
-    truth["gt_boxes"] = np.round(truth["gt_boxes"].astype(float) * 4) / 4
-    truth["gt_boxes"][:, 2:] = np.maximum(truth["gt_boxes"][:, 2:], truth["gt_boxes"][:, :2] + 0.25)
-    pick = rng.integers(len(truth["gt_boxes"]), size=2500)
-    boxes = truth["gt_boxes"][pick]
-    size = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    boxes = boxes + np.round(rng.normal(0, 0.12, boxes.shape) * size * 4) / 4 * (rng.random((2500, 1)) < 0.9)
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 0.25)
-    labels = np.where(rng.random(2500) < 0.9, truth["gt_labels"][pick], rng.integers(80, size=2500))
-    corner = rng.integers(0, 400, (500, 2))
-    image_ids = np.r_[truth["gt_image_ids"][pick], rng.choice(truth["gt_image_ids"], 500)]
-    return {
-        "boxes": np.r_[boxes, np.c_[corner, corner + rng.integers(1, 200, (500, 2))]],
-        "scores": rng.integers(0, 50, 3000) / 50,  # many ties
-        "labels": np.r_[labels, rng.integers(80, size=500)],
-        "image_ids": image_ids,
-        **truth,
-    }
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -171,11 +102,11 @@ def scenes(draw: st.DrawFn) -> Arrays:
 @settings(max_examples=100, deadline=None)
 @given(scenes(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans(), st.sampled_from([1, 3, 1 << 19]))
 def test_equals_the_naive_loop(scene, threshold, agnostic, chunk):
-    before, matching._CHUNK = matching._CHUNK, chunk
+    before, pairs._CHUNK = pairs._CHUNK, chunk
     try:
         ours = match(**scene, iou_threshold=threshold, class_agnostic=agnostic)
     finally:
-        matching._CHUNK = before
+        pairs._CHUNK = before
     index, best = naive(scene, threshold, agnostic)
     np.testing.assert_array_equal(ours.gt_index, index)
     np.testing.assert_allclose(ours.best_iou, best)

@@ -29,11 +29,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     hosts.sort()
     left = max(len(check) for check in table)
     terminalreporter.section("host conformance")
-    # Names stand upright in columns of their own width; the framework above, the model below
+    # The framework above, the model below
     widths = [max(len(part) for part in (*host.partition("/")[::2], "ERROR")) for host in hosts]
     for part in (0, 2):
         names = (host.partition("/")[part] for host in hosts)
-        terminalreporter.write_line(" " * left + "  " + "  ".join(n.ljust(w) for n, w in zip(names, widths, strict=True)))
+        header = "  ".join(n.ljust(w) for n, w in zip(names, widths, strict=True))
+        terminalreporter.write_line(f"{'':{left}}  {header}")
     for check in sorted(table):
         row = (table[check].get(host, "").ljust(w) for host, w in zip(hosts, widths, strict=True))
-        terminalreporter.write_line(check.ljust(left) + "  " + "  ".join(row))
+        terminalreporter.write_line(f"{check:{left}}  {'  '.join(row)}")

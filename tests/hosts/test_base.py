@@ -53,9 +53,9 @@ class Faulty:
 def test_unknown_models_and_hosts() -> None:
     with pytest.raises(TypeError, match=r"torch\.nn.*ultralytics, torchvision"):
         find_host(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="no host for builtins.int"):
+    with pytest.raises(TypeError, match=r"no host for builtins\.int"):
         find_host(3)
-    with pytest.raises(ValueError, match="unknown host 'keras'.*torchvision"):
+    with pytest.raises(ValueError, match=r"unknown host 'keras'.*torchvision"):
         host_class("keras")
 
 
@@ -90,7 +90,7 @@ def test_hook_lets_results_through() -> None:
     assert Hook(lambda x: x + 1, pytest.fail)(1) == 2
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],  # noqa: S301
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
                          ids=["deepcopy", "pickle"])
 def test_copies_of_a_hooked_model_are_inert(duplicate: Any) -> None:
     model, faults = toy(), []

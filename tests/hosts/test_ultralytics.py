@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ def test_masks_lie_on_their_boxes(hooked: Any, photographs: list[np.ndarray]) ->
                 x1, y1, x2, y2 = box.round().int().tolist()
                 inside = mask[max(y1 - 4, 0) : y2 + 4, max(x1 - 4, 0) : x2 + 4].sum()
                 assert inside == mask.sum()
+
+
+def test_results_can_be_pickled(hooked: Any, photographs: list[np.ndarray]) -> None:
+    """As between processes; the class is a module's, not a function's."""
+    result = hooked.predict(photographs[0], verbose=False)[0]
+    again = pickle.loads(pickle.dumps(result))
+    assert torch.equal(again.boxes.data, result.boxes.data)
+    aligned(again)
+    aligned(copy.deepcopy(result)[:1])
 
 
 def test_tables_carry_the_reliability(hooked: Any, photographs: list[np.ndarray]) -> None:

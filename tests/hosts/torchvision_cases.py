@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .case import SIZES, Case, photographs
+from .spread import spread
 
 OWN = {"boxes", "scores", "labels", "masks", "keypoints", "keypoints_scores"}
-CLASS_LAYERS = ("cls_score", "cls_logits", "classification_head.module_list")
-BOX_LAYERS = ("bbox_pred", "bbox_reg", "regression_head.module_list")
-
 
 def stock(folder: Path | None, name: str, **options: Any) -> nn.Module:
     """A model of torchvision's own builders."""
@@ -53,34 +51,6 @@ def custom(folder: Path | None, name: str, **options: Any) -> nn.Module:
     return spread(model.eval(), tensors_of(photographs(folder, SIZES[:1])))
 
 
-def spread(model: nn.Module, images: list[Tensor]) -> nn.Module:
-    """Scale each layer to outputs of deviation 1 (LSUV, Mishkin & Matas 2016, eq. in algorithm 1), heads further.
-
-    Untrained detectors answer with near-constant scores, and nothing could be told from rows that are all alike.
-    """
-    handles: dict[str, Any] = {}
-
-    @torch.no_grad()
-    def first_call(module: Any, args: tuple[Tensor], output: Tensor, name: str) -> Tensor:
-        handles.pop(name).remove()
-        gain = 2.5 if any(n in name for n in CLASS_LAYERS) else 0.5 if any(n in name for n in BOX_LAYERS) else 1.0
-        deviation = float(output.std()) if output.numel() > 1 else 0.0
-        module.weight.mul_(gain / deviation if deviation > 1e-6 else 1.0)
-        if module.bias is not None:
-            module.bias.normal_(std=0.1)
-        adjusted: Tensor = module.forward(*args)
-        return adjusted
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            handles[name] = module.register_forward_hook(partial(first_call, name=name))
-    with torch.no_grad():
-        model(images)
-    for handle in handles.values():  # layers that this input does not reach
-        handle.remove()
-    return model
-
-
 def tensors_of(images: list[np.ndarray], like: Tensor | None = None) -> list[Tensor]:
     dtype = torch.float32 if like is None else like.dtype
     return [(torch.from_numpy(i).permute(2, 0, 1).float() / 255).to(dtype) for i in images]
@@ -106,6 +76,7 @@ def case(name: str, build: Callable[..., nn.Module], score_is_probability: bool 
         instances=lambda output: output.get("instances"),
         score_is_probability=score_is_probability,
         cast=lambda model, dtype: model.to(dtype),
+        sizes=SIZES if build is custom else SIZES[:1],
     )
 
 

@@ -29,13 +29,13 @@ def statistics(pixels, boxes, image_size=None, **view) -> dict[str, torch.Tensor
 
 
 def naive_cells(rgb: np.ndarray) -> np.ndarray:
-    """(3, h, w) -> (6, h/4, w/4): F, m, R-G, (R+G)/2-B, C, |HH|, one cell after another."""
+    """(3, h, w) -> (6, cells): F, m, R-G, (R+G)/2-B, C, |HH| of 4 x 4 cells 8 pixels apart, one after another."""
     luma = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
-    height, width = luma.shape[0] // 4, luma.shape[1] // 4
+    height, width = (luma.shape[0] - 4) // 8 + 1, (luma.shape[1] - 4) // 8 + 1
     cells = np.zeros((6, height, width))
     for y in range(height):
         for x in range(width):
-            block = luma[4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+            block = luma[8 * y : 8 * y + 4, 8 * x : 8 * x + 4]
             small = block.reshape(2, 2, 2, 2).mean((1, 3))
             # energy of the details of a level = mean square before it less mean square after it
             fine, coarse = (block**2).mean() - (small**2).mean(), (small**2).mean() - block.mean() ** 2
@@ -44,7 +44,7 @@ def naive_cells(rgb: np.ndarray) -> np.ndarray:
                 for i in (0, 2)
                 for j in (0, 2)
             ]
-            red, green, blue = rgb[:, 4 * y + 2, 4 * x + 2]
+            red, green, blue = rgb[:, 8 * y + 2, 8 * x + 2]
             cells[:, y, x] = fine, block.mean(), red - green, (red + green) / 2 - blue, coarse, np.mean(diagonal)
     return cells
 
@@ -104,16 +104,17 @@ def test_equals_the_loop() -> None:
     got = statistics(pixels, boxes, (30, 44), scale=(2.0, 2.0), offset=(4.0, 6.0))
     cells = naive_cells(pixels[:, 6:66, 4:92].double().numpy())
     height, width = cells.shape[1:]
-    whole = naive_statistics(cells[:, ::2, ::2].reshape(6, -1))
+    whole = naive_statistics(cells.reshape(6, -1))
     for i, box in enumerate(boxes):
-        seen = clip([v / 2 for v in box], width, height)
+        visible = clip([v * 2 for v in box], 88, 60)
+        seen = [(v + 2) / 8 for v in visible]  # the first cell has its centre 2 pixels from the border
         inner, outer = about(seen, 1, width, height), about(seen, 1.5, width, height)
         samples = naive_points(cells, inner)
         ring = naive_points(cells, outer, inner).mean(1)
         expected = naive_statistics(samples) | {f"context_{k}": v for k, v in whole.items()}
         expected["surround_contrast"] = np.linalg.norm(samples.mean(1)[1:4] - ring[1:4])
         expected["surround_detail"] = math.log((samples.mean(1)[0] + FLOOR) / (ring[0] + FLOOR))
-        expected["view_size"] = math.log(16 * (seen[2] - seen[0]) * (seen[3] - seen[1])) / 2
+        expected["view_size"] = math.log((visible[2] - visible[0]) * (visible[3] - visible[1])) / 2
         assert set(expected) == set(got) - {"context_blockiness"}
         for key, value in expected.items():
             assert got[key][i].item() == pytest.approx(value, abs=2e-4), (i, key)

@@ -23,7 +23,7 @@ from reliability_hooks.cli.collect import Collector, label_names
 from reliability_hooks.config import Settings
 from reliability_hooks.evaluation.corruptions import CONDITIONS
 from reliability_hooks.evaluation.datasets import read_coco
-from reliability_hooks.evaluation.metrics import CALIBRATION_METRICS
+from reliability_hooks.evaluation.summary import CALIBRATION_METRICS
 from reliability_hooks.hosts.base import load
 from reliability_hooks.instances import Instances
 from reliability_hooks.monitor import labelled

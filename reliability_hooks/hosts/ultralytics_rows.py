@@ -1,0 +1,84 @@
+"""What an ultralytics network computes, in our terms: raw rows, the letterboxed view, masks, stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..frame import MAPS, View
+from .rows import RawRows, pool_features
+
+
+def stages(layers: nn.Sequential) -> dict[str, int]:
+    """Where the stages of the backbone with strides 4, 8 and 16 end; those that are there."""
+    strides: list[int] = []
+    for layer in layers:
+        if layer.f != -1:  # the first layer that does not take the last one's output begins the neck
+            break
+        steps = [m.stride[0] for m in layer.modules() if isinstance(m, nn.Conv2d)]
+        strides.append((strides[-1] if strides else 1) * max(steps, default=1))
+    return {
+        name: max(i for i, s in enumerate(strides) if s == stride)
+        for name, stride in zip(MAPS, (4, 8, 16), strict=True)
+        if stride in strides
+    }
+
+
+def raw_rows(head: Any, output: Any, i: int, size: tuple[int, ...], image_size: tuple[int, int] | None) -> RawRows:
+    """The rows of image i; boxes in pixels of the original, or of the input itself where no `image_size` is given."""
+    from ultralytics.utils import ops
+
+    decoded, raw = output
+    if isinstance(decoded, tuple):  # segmentation returns its prototypes beside the rows
+        decoded = decoded[0]
+    if "one2one" in raw:
+        raw = raw["one2one" if head.end2end else "one2many"]
+    logits = raw["scores"][i].T
+    if head.end2end:  # what the head returned are the kept rows only
+        boxes, scores = head._get_decode_boxes(raw)[i].T, logits.sigmoid()
+    else:
+        boxes, scores = decoded[i, :4].T, decoded[i, 4 : 4 + head.nc].T
+    xyxy = head.end2end or head.xyxy
+
+    def decode(rows: Tensor, labels: Tensor) -> Tensor:
+        chosen = boxes[rows]
+        chosen = chosen.clone() if xyxy else ops.xywh2xyxy(chosen)
+        scaled: Tensor = chosen if image_size is None else ops.scale_boxes(size, chosen, image_size)
+        return scaled
+
+    def features(rows: Tensor, kept: Tensor) -> Tensor:
+        in_input = kept if image_size is None else letterbox(size, image_size).to_view(kept.float())
+        return pool_features([level[i] for level in raw["feats"]], in_input, (size[0], size[1]))
+
+    return RawRows(scores=scores, logits=logits, decode=decode, head="sigmoid", features=features)
+
+
+def letterbox(size: tuple[int, ...], image_size: tuple[int, int], pixels: Tensor | None = None) -> View:
+    """Where the image lies in the padded input; the same arithmetic as `ultralytics.utils.ops.scale_boxes`."""
+    gain = min(size[0] / image_size[0], size[1] / image_size[1])
+    h, w = (max(round(x * gain), 1) for x in image_size)
+    return View(
+        pixels=torch.empty(3, 0, 0) if pixels is None else pixels,
+        scale=(w / image_size[1], h / image_size[0]),
+        offset=(round((size[1] - w) / 2 - 0.1), round((size[0] - h) / 2 - 0.1)),
+    )
+
+
+def view(pixels: Tensor, image_size: tuple[int, int]) -> View | None:
+    """The input of one image as a view; None for a network of something other than RGB."""
+    return letterbox(tuple(pixels.shape[1:]), image_size, pixels) if len(pixels) == 3 else None
+
+
+def masks(result: Any) -> Tensor | None:
+    """(N, h, w) bool without the letterbox padding."""
+    if result.masks is None:
+        return None
+    found: Tensor = result.masks.data
+    if tuple(found.shape[1:]) != tuple(result.orig_shape):
+        box = letterbox(tuple(found.shape[1:]), result.orig_shape)
+        left, top = int(box.offset[0]), int(box.offset[1])
+        height, width = round(result.orig_shape[0] * box.scale[1]), round(result.orig_shape[1] * box.scale[0])
+        found = found[:, top : top + height, left : left + width]
+    return found.bool()
