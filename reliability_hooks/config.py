@@ -43,13 +43,13 @@ class MonitorSettings:
 
     Attributes:
         path: Directory of a fitted monitor; what `calibrate` writes and `predict` reads.
-        signals: Signals to compute, when a new one is fitted.
+        signals: Signals to compute, when a new one is fitted: names, or the presets `cheap` and `full`.
         iou_threshold: IoU from which a detection counts as right.
         strict: Raise a fault of the hook instead of answering "unknown".
     """
 
     path: str | None = None
-    signals: list[str] = field(default_factory=lambda: ["geometry", "candidates", "image", "ood/logits"])
+    signals: list[str] = field(default_factory=lambda: ["cheap"])
     iou_threshold: float = 0.5
     strict: bool = False
 
@@ -65,6 +65,8 @@ class DataSettings:
             `low_resolution`, `fog`, `jpeg`).
         severity: Strength of the conditions in (0, 1].
         limit: Use this many images only.
+        bank: Directory of images that signals which learn are shown (no labels needed); the images above, out of
+            fold, without it.
     """
 
     images: str | None = None
@@ -72,6 +74,7 @@ class DataSettings:
     conditions: list[str] = field(default_factory=lambda: ["clean"])
     severity: float = 0.5
     limit: int | None = None
+    bank: str | None = None
 
 
 @dataclass(frozen=True)

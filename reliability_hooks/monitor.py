@@ -23,7 +23,6 @@ from .signals.base import Signal, create
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SIGNALS = ("geometry", "candidates", "image", "ood/logits")
 VERDICTS = {-1: "reject", 0: "unknown", 1: "accept"}
 
 
@@ -53,7 +52,7 @@ class Monitor:
     """Signals and the reliability that is made of them.
 
     Args:
-        signals: Registered names, or signals of one's own.
+        signals: Registered names, presets of them (`cheap`, `full`), or signals of one's own.
         iou_threshold: A detection is right when it overlaps an object of its class by at least this IoU.
         seed: Of cross-validation and of everything else that draws.
 
@@ -63,10 +62,12 @@ class Monitor:
     """
 
     def __init__(
-        self, signals: Sequence[str | Signal] = DEFAULT_SIGNALS, *, iou_threshold: float = 0.5, seed: int = 0
+        self, signals: Sequence[str | Signal] = ("cheap",), *, iou_threshold: float = 0.5, seed: int = 0
     ) -> None:
-        named = iter(create(s for s in signals if isinstance(s, str)))
-        self.signals = [next(named) if isinstance(s, str) else s for s in signals]
+        self.signals = [s for given in signals for s in (create([given]) if isinstance(given, str) else [given])]
+        names = [s.name for s in self.signals]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"signals listed twice: {', '.join(sorted(doubled))}")
         if not 0 <= iou_threshold < 1:
             raise ValueError(f"iou_threshold must lie in [0, 1), not {iou_threshold}")
         self.iou_threshold, self.seed = iou_threshold, seed

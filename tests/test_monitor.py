@@ -16,7 +16,7 @@ from reliability_hooks.evaluation.datasets import GroundTruth
 from reliability_hooks.frame import Candidates, Frame, View
 from reliability_hooks.monitor import labelled
 from reliability_hooks.reliability.state import StateError
-from reliability_hooks.signals.base import Signal, create
+from reliability_hooks.signals.base import PRESETS, Signal, create
 
 FINGERPRINT = {"host": "toy", "weights": "abc"}
 
@@ -223,8 +223,10 @@ def test_copies_of_one_photograph_are_never_on_both_sides() -> None:
 def test_unknown_and_doubled_signals() -> None:
     with pytest.raises(ValueError, match="did you mean 'geometry'"):
         Monitor(["geometri"])
-    with pytest.raises(ValueError, match="listed twice"):
-        create(["image", "image"])
+    for doubled in (["image", "image"], ["cheap", "geometry"], [Tell(), Tell()]):
+        with pytest.raises(ValueError, match="listed twice: "):
+            Monitor(doubled)
+    assert [s.name for s in create(["cheap"])] == list(PRESETS["cheap"])
     with pytest.raises(ValueError, match="iou_threshold"):
         Monitor(iou_threshold=1.5)
     with pytest.raises(ValueError, match="no labelled images"):

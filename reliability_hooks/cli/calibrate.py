@@ -69,7 +69,6 @@ def calibrate(settings: Settings, out: Path) -> int:
         for name, count in dataset.unmapped.items():
             console.print(f"{count} objects of class {name!r}, which the detector does not know", style="yellow")
         collector = Collector(handle, settings, out / "cache")
-        collector.learn([(record, "clean") for record in dataset], console)
         jobs = [(record, condition) for condition in data.conditions for record in dataset]
         found = list(collector.collect(jobs, console))
     pairs = [(instances, truth) for _, instances, truth in found]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +20,15 @@ from ..config import Settings
 from ..evaluation.corruptions import corrupt
 from ..evaluation.datasets import GroundTruth, ImageRecord
 from ..hook import Handle
-from ..images import ImageError, read_image
+from ..images import ImageError, find_images, read_image
 from ..instances import Instances
 from .common import batches
 
+T = TypeVar("T")
 Job = tuple[ImageRecord, str]
 """An image and the condition under which it is seen."""
+FOLDS = 3
+"""Parts of the images, each scored by signals that have learnt from the others."""
 
 
 class Collector:
@@ -35,15 +39,18 @@ class Collector:
         self.cache = cache / _key(handle, settings)
         self.failed: list[str] = []
 
-    def learn(self, jobs: Sequence[Job], console: Console) -> None:
-        """Show clean images to the signals that have to see some first."""
-        if self.handle.monitor.learns:
-            with self.handle.monitor.learning():
-                for batch in batches(self._progress(jobs, console, "learning"), self.settings.batch):
-                    self._run(batch)
+    def learn(self, paths: Sequence[Path], console: Console) -> None:
+        """Show images to the signals that have to see some first."""
+        with self.handle.monitor.learning():
+            for batch in batches(self._progress(paths, console, "learning"), self.settings.batch):
+                images = list(self._read((path, path) for path in batch))
+                self._detect([pixels for _, pixels in images])
 
     def collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
         """The instances of every job, without masks, logits and features; from the cache where it is there.
+
+        Signals that learn are shown `data.bank`, or else the clean images themselves: those of the other folds before
+        an image is seen, since what a signal was taught by an image it takes for usual, and all of them in the end.
 
         Raises:
             ValueError: A condition is unknown; nothing was run then.
@@ -51,33 +58,50 @@ class Collector:
         for condition in {condition for _, condition in jobs}:
             corrupt(torch.zeros(3, 8, 8, dtype=torch.uint8), condition)
         self.cache.mkdir(parents=True, exist_ok=True)
+        if not self.handle.monitor.learns:
+            yield from self._collect(jobs, console)
+        elif self.settings.data.bank is not None:
+            self.learn(find_images(self.settings.data.bank), console)
+            yield from self._collect(jobs, console)
+        else:
+            paths = list(dict.fromkeys(record.path for record, _ in jobs))
+            for k in range(FOLDS):
+                held = set(paths[k::FOLDS])
+                own = [job for job in jobs if job[0].path in held]
+                if any(not self._file(job).is_file() for job in own):
+                    self.learn([path for path in paths if path not in held], console)
+                yield from self._collect(own, console)
+            self.learn(paths, console)
+
+    def _collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
         for batch in batches(self._progress(jobs, console, "detecting"), self.settings.batch):
-            new = [job for job in batch if not self._file(job).is_file()]
-            for job, instances in self._run(new):
+            new = ((job, job[0].path) for job in batch if not self._file(job).is_file())
+            found = list(self._read(new))
+            severity = self.settings.data.severity
+            seen = self._detect([degrade(pixels, job[1], severity, job[0].id) for job, pixels in found])
+            for (job, _), instances in zip(found, seen, strict=True):
                 _write_rows(self._file(job), instances)
             for job in batch:
                 if self._file(job).is_file():
                     yield job, _read_rows(self._file(job)), job[0].truth
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Instances]]:
-        seen, images = [], []
-        for record, condition in jobs:
+    def _read(self, items: Iterable[tuple[T, Path]]) -> Iterator[tuple[T, np.ndarray]]:
+        for item, path in items:
             try:
-                image = read_image(record.path)
+                yield item, read_image(path)
             except ImageError as e:
-                self.failed.append(str(e))
-                continue
-            seen.append((record, condition))
-            images.append(degrade(image, condition, self.settings.data.severity, record.id))
-        if images:
-            yield from zip(seen, self.handle.predict(images, **self.settings.detector.predict), strict=True)
+                if str(e) not in self.failed:
+                    self.failed.append(str(e))
+
+    def _detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        return self.handle.predict(images, **self.settings.detector.predict) if images else []
 
     def _file(self, job: Job) -> Path:
         name = hashlib.sha256(f"{job[0].id}|{job[0].path}|{job[1]}".encode()).hexdigest()[:24]
         return self.cache / f"{name}.safetensors"
 
     @staticmethod
-    def _progress(jobs: Sequence[Job], console: Console, text: str) -> Iterator[Job]:
+    def _progress(jobs: Sequence[T], console: Console, text: str) -> Iterator[T]:
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             yield from progress.track(jobs, description=text)

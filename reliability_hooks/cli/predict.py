@@ -82,7 +82,7 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
             for batch in batches(_items(files, run, lambda: progress.advance(task)), settings.batch):
                 for item, instances in _detect(handle, batch, settings.detector.predict, run):
                     run.images += 1
-                    reasons = [[r for r in row if r.change < -0.01] for row in monitor.reasons(instances)]
+                    reasons = [[r for r in row if r.change < -0.02] for row in monitor.reasons(instances)]
                     words = [[f"{r.phrase} ({r.change:+.2f})" for r in row] for row in reasons]
                     picture = draw(item.pixels, instances, names, [row[0].phrase if row else "" for row in reasons])
                     videos.write(item, picture) if item.video else _save(picture, out / f"{item.stem}.jpg")

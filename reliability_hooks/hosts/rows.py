@@ -63,16 +63,21 @@ def match_rows(boxes: Tensor, scores: Tensor, labels: Tensor, raw: RawRows) -> T
     found = torch.full_like(labels, -1)
     if len(labels) == 0:
         return found
-    lowest = float(scores.min()) - SCORE_TOLERANCE
+    # Only a pair that scores as high as the lowest kept box of its label can be one of the kept boxes
+    floor = torch.full((raw.scores.shape[1],), torch.inf, device=labels.device)
+    floor = floor.scatter_reduce(0, labels, scores.float() - SCORE_TOLERANCE, "amin")
+    lowest = float(floor.min())
     rows, names, values = raw.pairs if lowest > CANDIDATE_FLOOR else raw.above(lowest)
+    high = values >= floor[names]
+    rows, names, values = rows[high], names[high], values[high]
     hits = []
     size = CELLS // max(len(rows), 1) + 1
     for start in range(0, len(labels), size):
-        part = torch.arange(start, min(start + size, len(labels)), device=labels.device)
-        near = (values - scores[part, None]).abs() <= SCORE_TOLERANCE
-        kept, pair = (near & (names == labels[part, None])).nonzero(as_tuple=True)
-        hits.append((part[kept], pair))
-    kept, pair = (torch.cat(x) for x in zip(*hits, strict=True))
+        part = slice(start, start + size)
+        near = ((values - scores[part, None]).abs() <= SCORE_TOLERANCE) & (names == labels[part, None])
+        kept, pair = near.nonzero(as_tuple=True)
+        hits.append((kept + start, pair))
+    kept, pair = hits[0] if len(hits) == 1 else (torch.cat(x) for x in zip(*hits, strict=True))
     row = rows[pair]
     same = ((raw.decode(row, names[pair]).float() - boxes[kept].float()).abs() <= BOX_TOLERANCE).all(1)
     row, kept = row[same], kept[same]

@@ -15,8 +15,9 @@ from .scores import image_codes
 
 STEP = 0.01
 """Distance of the thresholds."""
-KEPT = 0.95
-"""A learnt limit lets through this share of the detections above the first threshold."""
+LIMITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60, 100, 200, 300)
+SPARE = 1.5
+"""A learnt limit is the largest with so many times the evidence needed: a tighter one loses detections for nothing."""
 NO_LIMIT = torch.iinfo(torch.int64).max
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(accepted (N,) bool, correct (N,) bool, image (N,) in 0 .. I - 1) -> loss of each image (I,) in [0, 1]."""
@@ -106,12 +107,11 @@ class Precision:
             images = image_codes(rows.image, len(rows.r))
             part = math.ceil(self.learn * (int(images.max()) + 1))
             seen, test = rows.take(images < part), rows.take(images >= part)
+            scale = (1 - self.learn) / self.learn
             for g in groups:
                 mine = seen.of(g)
-                high = mine.r >= start
-                rank = rank_in_frame(mine.r, mine.frame, mine.group)[high].to(torch.float64)
-                limits[g] = limit = int(torch.quantile(rank, KEPT, interpolation="higher")) + 1 if len(rank) else 1
-                hope = self.best_case(mine.within(limit), thresholds, limit) * (1 - self.learn) / self.learn
+                limits[g] = limit = self.learn_limit(mine, scale, self.delta / len(groups))
+                hope = self.best_case(mine.within(limit), thresholds, limit) * scale
                 if hope < -math.log(self.delta):  # its share of delta is better spent on the others
                     refused[g] = self.too_small(rows.of(g), start, self.delta, hope, limit)
         level = self.delta / max(1, len(groups) - len(refused))
@@ -120,6 +120,23 @@ class Precision:
             else self.one(rows.of(g), test.of(g), thresholds, level, limits[g], below[i] if below else -math.inf)
             for i, g in enumerate(groups)
         ]
+
+    def learn_limit(self, rows: Rows, scale: float, level: float) -> int:
+        """The limit to certify with, from images that take no part in it, one for every `scale` that do.
+
+        A small limit gives much evidence from each image but accepts less: the largest that promises `SPARE` times
+        the evidence needed is taken, or, where none does, the one that promises most.
+        """
+        first = torch.tensor([self.target if self.start is None else self.start], dtype=torch.float64)
+        high = rows.r >= first
+        most = int(rank_in_frame(rows.r, rows.frame, rows.group)[high].max()) + 1 if bool(high.any()) else 1
+        promises = {}
+        for limit in sorted({n for n in LIMITS if n < most} | {most}):
+            kept = rows.within(limit)
+            sums = kept.sums(first, kept.correct.to(torch.float64) - self.target)
+            promises[limit] = float(torch.log1p(STAKES[0] * sums / self.worst(kept, limit)).sum()) * scale
+        ample = [limit for limit, promise in promises.items() if promise >= -SPARE * math.log(level)]
+        return max(ample) if ample else max(promises, key=lambda limit: promises[limit])
 
     def one(
         self, every: Rows, test: Rows, thresholds: Tensor, level: float, limit: int | None, below: float

@@ -25,9 +25,10 @@ class Guarantee:
     The rest, and all of a group without certificate or not seen in the fit, is unknown.
 
     **The assumption.** Images (`image`: photographs, or sequences) are independent draws from the distribution that
-    the future ones come from. Nothing is assumed of the detections inside an image. `unit="instance"` tests with the
-    exact binomial instead: more certificates, but true only if *detections* are independent; where those of an
-    image are right or wrong together it breaks its promise.
+    the future ones come from, and the reliability is that of a fixed model: exact for held-out images, for
+    out-of-fold reliabilities as good as the final model resembles those of the folds. Nothing is assumed of the
+    detections inside an image. `unit="instance"` tests with the exact binomial instead: more certificates, but true
+    only if *detections* are independent; where those of an image are right or wrong together it breaks its promise.
 
     **How.** Learn-then-Test (Angelopoulos, Bates, Candes, Jordan & Lei 2021; Annals of Applied Statistics 2025):
     precision >= target says that the image sums of (correct - target) over accepted detections have a mean above 0,
@@ -87,7 +88,7 @@ class Guarantee:
             risk: "precision", "miscoverage" (see `certify.miscoverage`) or a function as `certify.Risk`.
             max_reject_precision: None: nothing is rejected. Only with precision.
             unit: "image" or "instance".
-            max_per_image: limit of every group; None: it is learnt so that 95 % of the detections are below it.
+            max_per_image: limit of every group; None: learnt, see `certify.Precision.learn_limit`.
             learn: share of the images to learn it on.
             start: first threshold of the sequence; None: the target (another risk: 1, ascending: 0).
             ascending: the sequence of a risk of one's own goes from low to high, for one that rises with the threshold.

@@ -145,8 +145,8 @@ def recalibration(logits: Tensor, target: Tensor, strength: float = 10.0) -> tup
     """
     if len(logits) == 0:
         return 1.0, 0.0
-    design = torch.stack([logits, torch.ones_like(logits)], 1).to(torch.float64)
-    t = target.to(torch.float64)
+    design = torch.stack([logits, torch.ones_like(logits)], 1).detach().cpu().to(torch.float64)
+    t = target.detach().cpu().to(torch.float64)
     slope, intercept = _maximum_likelihood(
         design, t, torch.ones_like(t), [1.0, 0.0], [(0, None), (None, None)], strength
     ).tolist()
@@ -162,20 +162,20 @@ def _maximum_likelihood(
     strength: float = 0.0,
 ) -> Tensor:
     """(F,) coefficients of the bounded logistic regression, penalised by strength / 2 * |theta - start|^2."""
+    import numpy as np
     from scipy.optimize import minimize
+    from scipy.special import expit
 
-    origin, total = torch.tensor(start, dtype=torch.float64), float(weight.sum())
+    x, t, w, origin = design.numpy(), target.numpy(), weight.numpy(), np.array(start)
+    total = w.sum()
 
-    def objective(parameters: Any) -> tuple[float, Any]:
-        theta = torch.as_tensor(parameters, dtype=torch.float64)
-        z = design @ theta
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, target, weight, reduction="sum")
-        loss = loss + strength / 2 * (theta - origin).square().sum()
-        slope = design.T @ (weight * (z.sigmoid() - target)) + strength * (theta - origin)
-        return float(loss) / total, (slope / total).numpy()
+    def objective(theta: Any) -> tuple[Any, Any]:
+        z, away = x @ theta, theta - origin
+        loss = (w * (np.logaddexp(0, z) - t * z)).sum() + strength / 2 * (away**2).sum()
+        return loss / total, (x.T @ (w * (expit(z) - t)) + strength * away) / total
 
     tight = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000}
-    found = minimize(objective, origin.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=tight)
+    found = minimize(objective, origin, jac=True, method="L-BFGS-B", bounds=bounds, options=tight)
     return torch.as_tensor(found.x, dtype=torch.float64)
 
 

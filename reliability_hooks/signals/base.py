@@ -19,8 +19,18 @@ FAMILIES: dict[str, str] = {
     "candidates": "candidates:CandidateStatistics",
     "image": "image:ImageStatistics",
     "ood/logits": "ood.logits:LogitScores",
+    "features": "features:FeatureComponents",
+    "activations": "activations:Activations",
+    "consistency": "consistency:Consistency",
 }
 """Name of each signal and where it lives under `reliability_hooks.signals`: the one line to add for a new signal."""
+
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "cheap": ("geometry", "candidates", "image", "ood/logits"),
+    "full": ("geometry", "candidates", "image", "ood/logits", "features", "activations", "consistency"),
+}
+"""Names for several signals: `cheap` needs no data to learn from and no further forward pass."""
 
 
 class Signal:
@@ -65,20 +75,18 @@ class Signal:
 
 
 def create(names: Iterable[str]) -> list[Signal]:
-    """Signals by name.
+    """Signals by name; a name of `PRESETS` stands for all of its.
 
     Raises:
         ValueError: A name is not registered (the message gives the nearest), or named twice.
     """
-    names = list(names)
+    names = [name for given in names for name in PRESETS.get(given, (given,))]
     signals: list[Signal] = []
     for name in names:
         if name not in FAMILIES:
             near = get_close_matches(str(name), FAMILIES, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown signal {name!r}{hint} There are: {', '.join(FAMILIES)}")
-        if names.count(name) > 1:
-            raise ValueError(f"signal {name!r} is listed twice")
         module, _, attribute = FAMILIES[name].partition(":")
         signals.append(getattr(import_module(f".{module}", __package__), attribute)())
     return signals

@@ -46,7 +46,7 @@ class CandidateStatistics(Signal):
         "candidates/score_mean": ("raw boxes are unsure", "raw boxes are sure"),
         "candidates/score_std": ("raw scores agree", "raw scores disagree"),
         "candidates/score_min": ("some raw boxes are unsure", "all raw boxes are sure"),
-        "candidates/score_max": ("no raw box is sure", "a raw box is sure"),
+        "candidates/score_max": ("no raw box is sure", "a raw box here is surer"),
         "candidates/x_offset": ("raw boxes lie further left", "raw boxes lie further right"),
         "candidates/y_offset": ("raw boxes lie higher", "raw boxes lie lower"),
         "candidates/w_offset": ("raw boxes are narrower", "raw boxes are wider"),

@@ -49,7 +49,7 @@ class ImageStatistics(Signal):
 
     Undefined, hence NaN: the whole row where the box is not finite or less than 2 view pixels of it are visible;
     `surround_...` where nothing lies around the box; `context_blockiness` where the image was rescaled for the
-    detector, since that moves the grid; everything where a pixel that is looked at is not finite, or there is no whole cell.
+    detector, since that moves the grid; everything where a pixel that is looked at is not finite, or no cell is whole.
     """
 
     name = "image"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from reliability_hooks import Monitor
+from reliability_hooks import Instances, Monitor
 from reliability_hooks.cli import collect, main
 from reliability_hooks.cli.collect import degrade, label_names
 from reliability_hooks.hosts.base import Host
@@ -33,13 +33,13 @@ def test_a_second_run_detects_nothing_anew(
 ) -> None:
     """All images come from the cache; with one file gone, that image alone is seen again."""
     seen: list[int] = []
-    original = collect.Collector._run
+    original = collect.Collector._detect
 
-    def counting(self: collect.Collector, jobs: list[collect.Job]) -> object:
-        seen.append(len(jobs))
-        return original(self, jobs)
+    def counting(self: collect.Collector, images: list[np.ndarray]) -> list[Instances]:
+        seen.append(len(images))
+        return original(self, images)
 
-    monkeypatch.setattr(collect.Collector, "_run", counting)
+    monkeypatch.setattr(collect.Collector, "_detect", counting)
     first = json.loads((monitor / "report.json").read_text())["metrics"]
     argv = ["calibrate", "--detector", detector, "--images", str(shared / "data/coco/val2017"), "--annotations",
             str(annotations), "--conf", "0.05", "--out", str(monitor), "detector.predict.imgsz", "320"]

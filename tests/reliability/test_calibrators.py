@@ -11,12 +11,19 @@ from sklearn.linear_model import LogisticRegression
 from reliability_hooks.reliability.calibrators import (
     CALIBRATORS,
     EPS,
+    METHODS,
+    Beta,
+    Histogram,
     Isotonic,
     Platt,
+    Temperature,
     as_scores,
     logit,
     recalibration,
 )
+
+EACH = [name for name in METHODS if name != "venn_abers"]  # has its own file
+MONOTONE = [name for name in EACH if name != "histogram"]
 
 
 def sample(n: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,18 +65,79 @@ def test_isotonic_equals_sklearn(weighted: bool) -> None:
     np.testing.assert_allclose(ours.predict(query), theirs.predict(query.numpy()), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_temperature_equals_a_line_search(weighted: bool) -> None:
+    from scipy.optimize import minimize_scalar
+
+    scores, target, weight = sample(seed=2)
+    w = weight if weighted else torch.ones_like(scores)
+    x = logit(scores)
+
+    def loss(slope: float) -> float:
+        return float((w * (torch.nn.functional.softplus(slope * x) - target.double() * slope * x)).sum())
+
+    expected = minimize_scalar(loss, bounds=(0.01, 10), method="bounded", options={"xatol": 1e-10}).x
+    ours = Temperature.fit(scores, target, weight if weighted else None)
+    assert float(ours.slope) == pytest.approx(expected, abs=1e-5)
+    assert float(ours.intercept) == 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_beta_equals_sklearn_where_the_bounds_do_not_bind(weighted: bool) -> None:
+    scores, target, weight = sample(seed=3)
+    w = weight if weighted else None
+    x = torch.stack([scores.log(), -(1 - scores).log()], 1).numpy()
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
+        x, target.numpy(), None if w is None else w.numpy()
+    )
+    assert theirs.coef_.min() > 0
+    np.testing.assert_allclose(Beta.fit(scores, target, w).predict(scores), theirs.predict_proba(x)[:, 1], atol=1e-5)
+
+
+def test_beta_drops_the_end_that_would_turn_round() -> None:
+    """With a < 0 in the free fit the optimum lies on the border a = 0: a regression on ln(1 - s) alone."""
+    g = torch.Generator().manual_seed(0)
+    scores = torch.rand(4000, generator=g, dtype=torch.float64)
+    target = torch.rand(4000, generator=g) < (-0.4 * scores.log() - 1.5 * (1 - scores).log() - 1).sigmoid()
+    x = -(1 - scores).log().numpy()[:, None]
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, target.numpy())
+    ours = Beta.fit(scores, target)
+    assert float(ours.a) == 0
+    np.testing.assert_allclose(ours.predict(scores), theirs.predict_proba(x)[:, 1], atol=1e-4)
+
+
+def test_histogram_equals_the_means_of_its_bins() -> None:
+    from scipy.stats import binned_statistic
+
+    scores, target, weight = sample(seed=4)
+    fitted = Histogram.fit(scores, target, bins=8)
+    edges = np.r_[-np.inf, fitted.edges.numpy(), np.inf]
+    clipped = np.clip(edges, -1, 2)
+    rates, _, place = binned_statistic(scores.numpy(), target.double().numpy(), bins=clipped)
+    assert np.bincount(place)[1:].tolist() == [50] * 8
+    np.testing.assert_allclose(fitted.predict(scores), rates[place - 1])
+    heavy = Histogram.fit(scores, target, weight, bins=8)
+    first = scores < heavy.edges[0]
+    assert float(heavy.y[0]) == pytest.approx(float((weight * target)[first].sum() / weight[first].sum()))
+    tied = Histogram.fit((scores * 3).round() / 3, target, bins=10)
+    assert len(tied.y) <= 4
+    assert bool(tied.y.isfinite().all())
+    with pytest.raises(ValueError, match="bins must be"):
+        Histogram.fit(scores, target, bins=0)
+
+
+@pytest.mark.parametrize("name", EACH)
 class TestEach:
     @pytest.mark.parametrize(("right", "n"), [(True, 20), (False, 20), (True, 1), (False, 1)])
     def test_one_class_gives_the_smoothed_constant(self, name: str, right: bool, n: int) -> None:
-        fitted = CALIBRATORS[name].fit(torch.linspace(0.1, 0.9, n), torch.full((n,), right))
+        fitted = METHODS[name].fit(torch.linspace(0.1, 0.9, n), torch.full((n,), right))
         expected = (n * right + 1) / (n + 2)
         torch.testing.assert_close(
             fitted.predict(torch.tensor([0.0, 0.5, 1.0])), torch.full((3,), expected).double()
         )
 
     def test_one_score_gives_the_smoothed_rate(self, name: str) -> None:
-        fitted = CALIBRATORS[name].fit(torch.full((4,), 0.5), torch.tensor([True, False, True, True]))
+        fitted = METHODS[name].fit(torch.full((4,), 0.5), torch.tensor([True, False, True, True]))
         torch.testing.assert_close(fitted.predict(torch.tensor([0.2, 0.8])), torch.full((2,), 4 / 6).double())
 
     def test_zero_rows_say_how_many_are_needed(self, name: str) -> None:
@@ -79,10 +147,10 @@ class TestEach:
             (nan, torch.tensor([True])),
         ]:
             with pytest.raises(ValueError, match="at least 1 labelled detection"):
-                CALIBRATORS[name].fit(scores, target)
+                METHODS[name].fit(scores, target)
 
     def test_bad_input(self, name: str) -> None:
-        fit = CALIBRATORS[name].fit
+        fit = METHODS[name].fit
         with pytest.raises(ValueError, match="not logits"):
             fit(torch.tensor([2.0]), torch.tensor([True]))
         with pytest.raises(ValueError, match="alike"):
@@ -93,15 +161,15 @@ class TestEach:
             fit(torch.rand(2, 2), torch.ones(2, 2))
 
     def test_nan_and_empty(self, name: str) -> None:
-        fitted = CALIBRATORS[name].fit(*sample()[:2])
+        fitted = METHODS[name].fit(*sample()[:2])
         assert fitted.predict(torch.tensor([torch.nan, 0.5])).isnan().tolist() == [True, False]
         assert fitted.predict(torch.zeros(0)).shape == (0,)
 
     def test_wrong_way_round_is_flat(self, name: str) -> None:
         scores, target, _ = sample()
-        p = CALIBRATORS[name].fit(scores, ~target).predict(torch.linspace(0, 1, 11))
-        assert float(p[-1]) - float(p[0]) < 0.35
-        assert bool((p.diff() >= 0).all())
+        p = METHODS[name].fit(scores, ~target).predict(torch.linspace(0, 1, 11))
+        assert name == "histogram" or float(p[-1]) - float(p[0]) < 0.35
+        assert (name in MONOTONE) == bool((p.diff() >= 0).all())
 
     @settings(max_examples=40, deadline=None)
     @given(rows=st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=30))
@@ -109,16 +177,17 @@ class TestEach:
         self, name: str, rows: list[tuple[float, bool]]
     ) -> None:
         scores, target = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-        fitted = CALIBRATORS[name].fit(scores, target)
+        fitted = METHODS[name].fit(scores, target)
         query = torch.linspace(0, 1, 101)
         p = fitted.predict(query)
         assert bool(((p >= 0) & (p <= 1)).all())
-        assert bool((p.diff() >= -1e-12).all())
-        assert torch.equal(CALIBRATORS[name].from_state(fitted.state()).predict(query), p)
+        assert name not in MONOTONE or bool((p.diff() >= -1e-12).all())
+        assert torch.equal(METHODS[name].from_state(fitted.state()).predict(query), p)
 
 
-def test_separable_scores_give_no_certainty() -> None:
-    p = Platt.fit(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([False, False, True, True])).predict(
+@pytest.mark.parametrize("kind", [Platt, Temperature, Beta])
+def test_separable_scores_give_no_certainty(kind: type[Platt] | type[Beta]) -> None:
+    p = kind.fit(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([False, False, True, True])).predict(
         torch.tensor([0.1, 0.9])
     )
     assert 0.2 < float(p[0]) < 0.35
@@ -129,6 +198,13 @@ def test_default_is_the_identity() -> None:
     s = torch.linspace(EPS, 1 - EPS, 50, dtype=torch.float64)
     torch.testing.assert_close(Platt().predict(s), s)
     torch.testing.assert_close(Isotonic().predict(s), s)
+    torch.testing.assert_close(Temperature().predict(s), s)
+    torch.testing.assert_close(Beta().predict(s), s)
+
+
+def test_every_method_has_its_kind() -> None:
+    assert {name: METHODS[name].fit(*sample()[:2]).state()[1]["kind"] for name in METHODS} == {n: n for n in METHODS}
+    assert CALIBRATORS.items() <= METHODS.items()
 
 
 def test_logit_and_scores() -> None:

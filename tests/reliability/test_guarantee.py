@@ -71,20 +71,27 @@ def violations(draws: int, truth: Truth, images: int, how: dict[str, float], **o
 
 def test_the_promise_holds_in_at_least_1_minus_delta_of_1000_draws_and_is_of_use() -> None:
     how = {"spread": 2.0}
-    broken, certified = violations(1000, Truth(**how), 120, how, target=0.8, delta=0.1)
+    broken, certified = violations(1000, Truth(**how), 80, how, target=0.8, delta=0.1)
     assert broken <= 0.1
-    assert certified > 0.9
+    assert certified > 0.7
 
 
-def test_at_the_border_the_image_test_keeps_delta_and_the_instance_test_does_not() -> None:
+def test_where_thresholds_cross_the_border_the_promise_still_holds() -> None:
     how = {"spread": 3.0, "rate": 8.0, "shift": -3.15}
-    truth = Truth(**how)
-    for limited in (truth.rank < 4, truth.rank >= 0):  # the first threshold, and so all, just break the promise
-        assert 0.78 < float(truth.correct[limited & (truth.r >= 0.8)].double().mean()) < 0.8
-    broken, _ = violations(1000, truth, 60, how, target=0.8, delta=0.1, max_per_image=4)
+    broken, certified = violations(1000, Truth(**how), 60, how, target=0.8, delta=0.1, max_per_image=4)
     assert broken <= 0.1
+    assert broken > 0.03  # not by being timid: the test is nearly sharp here
+    assert certified > 0.25
+
+
+def test_the_instance_test_breaks_its_promise_where_images_matter() -> None:
+    how = {"spread": 3.0, "rate": 20.0, "shift": -3.15}
+    truth = Truth(**how)
+    assert 0.78 < float(truth.correct[truth.r >= 0.8].double().mean()) < 0.8  # any certificate is a broken promise
     naive, _ = violations(300, truth, 60, how, target=0.8, delta=0.1, unit="instance")
     assert naive > 0.1 + 3 * math.sqrt(0.1 * 0.9 / 300)
+    ours, _ = violations(300, truth, 60, how, target=0.8, delta=0.1, max_per_image=20)
+    assert ours <= 0.1
 
 
 @pytest.mark.parametrize(("target", "n"), [(0.9, 22), (0.95, 45), (0.99, 230)])
@@ -203,6 +210,16 @@ def test_the_limit_is_kept_in_every_image_of_apply() -> None:
     assert fit.apply(torch.zeros(0)).shape == (0,)
 
 
+def test_a_learnt_limit_is_as_large_as_the_evidence_allows() -> None:
+    r, image = torch.full((1200,), 0.95), torch.arange(400).repeat(3)
+    plenty = Guarantee.fit(r, r > 0, image, max_reject_precision=None)
+    assert int(plenty.accept_limit[0]) == 3
+    lonely = torch.cat([torch.arange(40), torch.full((30,), 40)])  # forty images with one object, one with thirty
+    tight = Guarantee.fit(torch.full((70,), 0.95), torch.ones(70) > 0, lonely, max_reject_precision=None)
+    assert int(tight.accept_limit[0]) == 1
+    assert tight.describe()[0]["message"] == "certified"
+
+
 def test_versions_of_a_photograph_are_one_image() -> None:
     r, correct, image = clustered(100, 3, spread=0.5)
     thrice, frame = torch.cat([image] * 3), torch.arange(3).repeat_interleave(len(r))
@@ -225,7 +242,7 @@ def test_miscoverage_and_a_risk_of_ones_own() -> None:
 
     def any_error(accepted: torch.Tensor, correct: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         loss = torch.zeros(int(image.max()) + 1).double()
-        return loss.index_reduce_(0, image, (accepted & ~correct).double(), "amax")
+        return loss.index_add_(0, image, (accepted & ~correct).double()).clamp(max=1)
 
     fit = Guarantee.fit(r, right, image, risk=any_error, target=0.3)
     accepted = fit.apply(r, image=image) == 1
@@ -241,13 +258,13 @@ def test_a_users_risk_keeps_its_promise_too() -> None:
     truth = Truth(spread=1.0)
     broken = 0
     known: dict[float, float] = {}
-    for seed in range(100):
+    for seed in range(300):
         fit = Guarantee.fit(*clustered(60, seed, spread=1.0), risk="miscoverage", target=0.3, delta=0.1)
         t = float(fit.accept[0])
         if t not in known:
             known[t] = float(miscoverage(truth.r >= t, truth.correct, truth.image).mean())
         broken += math.isfinite(t) and known[t] > 0.3
-    assert broken / 100 <= 0.1
+    assert broken / 300 <= 0.1
 
 
 @settings(max_examples=40, deadline=None)
@@ -325,7 +342,7 @@ def test_real_detections_of_held_out_images(shared: Path) -> None:
     ids = {name: i for i, name in model.names.items()}
     dataset = read_coco(folder / "instances_val2017.json", folder / "val2017", ids)
     rows: list[Draw] = []
-    for k, record in enumerate(dataset):
+    for k, record in enumerate(dataset.subset(range(90))):
         boxes = model.predict(record.path, conf=0.1, imgsz=320, verbose=False)[0].boxes
         truth = record.truth
         real = (truth.boxes, truth.labels, [k] * len(truth), truth.crowd)
@@ -336,9 +353,9 @@ def test_real_detections_of_held_out_images(shared: Path) -> None:
     third = image % 3
     r = Platt.fit(score[third == 0], correct[third == 0]).predict(score)
     fit = Guarantee.fit(
-        r[third == 1], correct[third == 1], image[third == 1], target=0.6, delta=0.1, max_per_image=8
+        r[third == 1], correct[third == 1], image[third == 1], target=0.6, delta=0.1, max_per_image=3
     )
     assert fit.describe()[0]["message"] == "certified"
     accepted = fit.apply(r[third == 2], image=image[third == 2]) == 1
-    assert float(accepted.double().mean()) > 0.2
+    assert float(accepted.double().mean()) > 0.1
     assert float(correct[third == 2][accepted].double().mean()) >= 0.6

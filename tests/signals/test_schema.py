@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from reliability_hooks.frame import Candidates, Frame, View
+from reliability_hooks.frame import MAPS, Candidates, Frame, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
 
@@ -43,7 +43,9 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
         torch.rand(len(around), generator=g),
         torch.randint(5, (len(around),), generator=g),
     )
-    return Frame(instances, View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0)), raw)
+    view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
+    maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
+    return Frame(instances, view, raw, maps, lambda pixels: [raw] * len(pixels))
 
 
 def fitted(name: str, head: str = "sigmoid") -> Signal:
@@ -125,12 +127,16 @@ class TestEverySignal:
             full.instances.to(torch.float16),
             View(full.view.pixels.half(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(full.candidates.boxes.half(), full.candidates.scores.half(), full.candidates.labels),  # type: ignore[union-attr]
+            {key: level.half() for key, level in full.maps.items()},  # type: ignore[union-attr]
+            full.rerun,
         )
         # the reference reads the same rounded numbers, as float32
         again = Frame(
             half.instances.to(torch.float32),
             View(half.view.pixels.float(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(half.candidates.boxes.float(), half.candidates.scores.float(), half.candidates.labels),  # type: ignore[union-attr]
+            {key: level.float() for key, level in half.maps.items()},  # type: ignore[union-attr]
+            full.rerun,
         )
         given = signal(half)
         assert all(column.dtype == torch.float32 for column in given.values())

@@ -78,7 +78,8 @@ def main() -> None:
             picks = [images[i : i + batch] for i in range(0, len(images) - batch + 1, batch)]
             ratios, alone_ms = [], []
             slow = "resnet50" in name
-            for k in track(range(max(3, (rounds // batch) if slow else rounds)), f"{name} batch {batch}"):
+            count = max(3, rounds // batch) if slow or args.quick else rounds
+            for k in track(range(count), f"{name} batch {batch}"):
                 call = caller(host, model, picks[k % len(picks)], options)
                 alone, hooked = in_turn(call, model, monitor, 1)
                 alone_ms.append(1000 * alone[0])

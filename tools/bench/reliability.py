@@ -1,111 +1,135 @@
 """How much better than a calibrated confidence? Raw score, Platt, isotonic and ours, on photographs under conditions.
 
-Each image set is split in half by image several times; all methods are fitted on one half (all conditions) and tested
-on the other. Ratios are ours / the best of raw, Platt and isotonic, means over splits and detectors; intervals are 95 %
-paired bootstrap over photographs.
+Each image set is split in half by image several times; all methods are fitted on one half and tested on the other, in
+three settings: `seen` (fitted and tested under all conditions), `unseen conditions` (fitted under five, tested under
+the two left out), `unseen OOD` (fitted under all, tested on clean images with raccoons and blood cells among them,
+which are wrong by definition and in no fit). Ratios are ours / the best of raw, Platt and isotonic, means over splits
+and detectors; intervals are 95 % paired bootstrap over photographs.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import SHARED, arguments, finish, show
-from rich.console import Console
 from rich.progress import track
+from rows import SCORE_CUT, Rows, collect, collect_ood
 
-from reliability_hooks import Monitor, attach
-from reliability_hooks.cli.collect import Collector, label_names
-from reliability_hooks.config import Settings
 from reliability_hooks.evaluation.corruptions import CONDITIONS
-from reliability_hooks.evaluation.datasets import read_coco
 from reliability_hooks.evaluation.summary import CALIBRATION_METRICS
-from reliability_hooks.hosts.base import load
-from reliability_hooks.instances import Instances
-from reliability_hooks.monitor import labelled
 from reliability_hooks.reliability.calibrators import Isotonic, Platt
 from reliability_hooks.reliability.model import ReliabilityModel
+from reliability_hooks.reliability.selection import CANDIDATES
+from reliability_hooks.signals.base import create
 
 METHODS = ("raw", "platt", "isotonic", "ours")
 METRICS = ("d_ece", "brier", "auroc", "augrc", "excess_augrc")
-SCORE_CUT = 0.1
+HELD_OUT = (("blur", "low_resolution"), ("noise", "jpeg"), ("low_light", "fog"))
 
 
-class Rows:
-    """All labelled detections of one detector."""
+@dataclass(frozen=True)
+class Tested:
+    """Predictions of every method for the rows of one held-out half."""
 
-    def __init__(self, found: Sequence[tuple[tuple[object, str], Instances, object]]) -> None:
-        pairs = [(instances, truth) for _, instances, truth in found]
-        self.instances, self.correct, self.iou, index = labelled(pairs)
-        photographs = {name: i for i, name in enumerate(dict.fromkeys(str(job[0].id) for job, _, _ in found))}
-        self.image = np.array([photographs[str(job[0].id)] for job, _, _ in found])[index.numpy()]
-        self.condition = np.array([job[1] for job, _, _ in found])[index.numpy()]
-        self.images = len(photographs)
-
-
-def collect(
-    detector: str, images: Path, annotations: Path, conditions: Sequence[str], limit: int | None, cache: Path
-) -> Rows:
-    """Run the detector over every image under every condition; kept in `cache`."""
-    settings = Settings()
-    settings = replace(
-        settings,
-        detector=replace(settings.detector, predict={"conf": SCORE_CUT}),
-        data=replace(settings.data, conditions=list(conditions)),
-    )
-    model = load(detector)
-    with attach(model, Monitor(settings.monitor.signals), strict=True) as handle:
-        dataset = read_coco(annotations, images, label_names(handle.host.class_names()))
-        dataset = dataset.subset(range(limit)) if limit else dataset
-        collector = Collector(handle, settings, cache)
-        jobs = [(record, condition) for condition in conditions for record in dataset]
-        found = list(collector.collect(jobs, Console(stderr=True)))
-    if collector.failed:
-        raise SystemExit("\n".join(collector.failed))
-    return Rows(found)
+    predictions: dict[str, np.ndarray]
+    correct: np.ndarray
+    image: np.ndarray
+    condition: np.ndarray
+    chosen: str
 
 
-def split_predictions(rows: Rows, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
-    """Fit everything on one half of the images; (rows of the other half, method -> their probabilities, model)."""
-    order = np.random.default_rng(seed).permutation(rows.images)
-    fit = torch.from_numpy(np.isin(rows.image, order[: rows.images // 2]))
-    test = ~fit
-    train, held = rows.instances[fit], rows.instances[test]
-    ours = ReliabilityModel.fit(
-        train.columns, train.scores, train.labels, rows.correct[fit], rows.iou[fit],
-        torch.from_numpy(rows.image)[fit], seed=seed,
-    )
+def predict(train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[str], seed: int) -> Tested:
+    """Fit every method on `train`, predict `held`."""
+    a, b = train.instances, held.instances
+    columns = {name: a.columns[name] for name in names}
+    ours = ReliabilityModel.fit(columns, a.scores, a.labels, train.correct, train.iou, train.image, seed, candidates)
     predictions = {
-        "raw": held.scores,
-        "platt": Platt.fit(train.scores, rows.correct[fit]).predict(held.scores),
-        "isotonic": Isotonic.fit(train.scores, rows.correct[fit]).predict(held.scores),
-        "ours": ours.predict(held.columns, held.scores, held.labels)["reliability"],
+        "raw": b.scores,
+        "platt": Platt.fit(a.scores, train.correct).predict(b.scores),
+        "isotonic": Isotonic.fit(a.scores, train.correct).predict(b.scores),
+        "ours": ours.predict(b.columns, b.scores, b.labels)["reliability"],
     }
-    chosen = ours.report["chosen"]
-    return test.numpy().nonzero()[0], {k: v.double().clamp(0, 1).numpy() for k, v in predictions.items()}, chosen
+    arrays = {name: value.double().clamp(0, 1).numpy() for name, value in predictions.items()}
+    return Tested(arrays, held.correct.numpy(), held.image, held.condition, ours.report["chosen"])
 
 
-def measure(rows: Rows, splits: list, condition: str | None, weight: np.ndarray | None = None) -> np.ndarray:
+def split(rows: Rows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the rows of either half of the photographs."""
+    order = np.random.default_rng(seed).permutation(rows.images)
+    fit = np.isin(rows.image, order[: rows.images // 2])
+    return fit, ~fit
+
+
+def joined(rows: Rows, ood: Rows) -> Rows:
+    """The rows of both; out-of-distribution images are numbered after the others."""
+    from reliability_hooks import Instances
+
+    return Rows(
+        Instances.cat([rows.instances.replace(image_size=None), ood.instances.replace(image_size=None)]),
+        torch.cat([rows.correct, ood.correct]), torch.cat([rows.iou, ood.iou]),
+        np.concatenate([rows.image, ood.image + rows.images]), np.concatenate([rows.condition, ood.condition]),
+        rows.images + ood.images,
+    )
+
+
+def settings(rows: Rows, ood: Rows | None, seeds: Sequence[int], names: Sequence[str], candidates: Sequence[str],
+             label: str) -> dict[str, list[Tested]]:
+    """Every setting -> what was tested, one entry for each split (and pair of held-out conditions)."""
+    out: dict[str, list[Tested]] = {"seen": [], "unseen conditions": [], "unseen ood": []}
+    for seed in track(seeds, f"fitting {label}"):
+        fit, test = split(rows, seed)
+        out["seen"].append(predict(rows[fit], rows[test], names, candidates, seed))
+        for pair in HELD_OUT:
+            held = np.isin(rows.condition, pair)
+            if held.any():
+                out["unseen conditions"].append(
+                    predict(rows[fit & ~held], rows[test & held], names, candidates, seed)
+                )
+        if ood is not None:
+            mix = joined(rows[test & (rows.condition == "clean")], ood)
+            out["unseen ood"].append(predict(rows[fit], mix, names, candidates, seed))
+    return out
+
+
+def measure(tested: Sequence[Tested], condition: str | None = None, weight: np.ndarray | None = None) -> np.ndarray:
     """(methods, metrics), means over the splits; `weight` holds multiplicities of photographs."""
-    out = np.full((len(splits), len(METHODS), len(METRICS)), np.nan)
-    for s, (index, predictions, _) in enumerate(splits):
-        keep = slice(None) if condition is None else rows.condition[index] == condition
-        y = rows.correct.numpy()[index][keep]
-        w = None if weight is None else weight[rows.image[index][keep]]
+    out = np.full((len(tested), len(METHODS), len(METRICS)), np.nan)
+    for s, t in enumerate(tested):
+        keep = slice(None) if condition is None else t.condition == condition
+        w = None if weight is None else weight[t.image[keep]]
         for m, method in enumerate(METHODS):
             for k, metric in enumerate(METRICS):
-                out[s, m, k] = CALIBRATION_METRICS[metric](predictions[method][keep], y, weight=w)
+                out[s, m, k] = CALIBRATION_METRICS[metric](t.predictions[method][keep], t.correct[keep], weight=w)
     return np.nanmean(out, 0)
 
 
-def ratios(values: np.ndarray) -> dict[str, float]:
-    """Ours / the best confidence-only, for the metrics that are costs."""
-    best = np.nanmin(values[:3], 0)
-    return {name: values[3, METRICS.index(name)] / best[METRICS.index(name)] for name in ("brier", "excess_augrc")}
+def against_best(values: np.ndarray) -> dict[str, float]:
+    """Ours / the best confidence-only for costs, ours - the best for AUROC."""
+    cell = {name: values[:, METRICS.index(name)] for name in METRICS}
+    ratios = {name: float(cell[name][3] / np.nanmin(cell[name][:3])) for name in ("brier", "excess_augrc")}
+    return {**ratios, "auroc_gain": float(cell["auroc"][3] - np.nanmax(cell["auroc"][:3]))}
+
+
+def mean(runs: Sequence[dict[str, list[Tested]]], setting: str, condition: str | None = None,
+         weights: Sequence[np.ndarray | None] | None = None) -> np.ndarray:
+    """(methods, metrics) of a setting, means over detectors."""
+    each = [None] * len(runs) if weights is None else weights
+    return np.mean([measure(run[setting], condition, w) for run, w in zip(runs, each, strict=True)], 0)
+
+
+FIGURES = {  # name -> (setting, condition, quantity)
+    "brier_ratio_all": ("seen", None, "brier"),
+    "excess_augrc_ratio_all": ("seen", None, "excess_augrc"),
+    "brier_ratio_clean": ("seen", "clean", "brier"),
+    "brier_ratio_unseen_conditions": ("unseen conditions", None, "brier"),
+    "brier_ratio_unseen_ood": ("unseen ood", None, "brier"),
+    "auroc_gain_unseen_ood": ("unseen ood", None, "auroc_gain"),
+}
 
 
 def main() -> None:
@@ -114,60 +138,88 @@ def main() -> None:
         detector={"nargs": "+", "default": [str(SHARED / "weights" / w) for w in ("yolo11n-seg.pt", "yolov8n.pt")]},
         data={"type": Path, "default": SHARED / "data/coco/val2017", "help": "directory of images"},
         annotations={"type": Path, "default": SHARED / "data/coco/instances_val2017.json"},
+        bank={"type": Path, "default": SHARED / "data/coco/train2017", "help": "images that signals learn from"},
+        signals={"nargs": "+", "default": ["full"], "help": "signals or presets"},
         splits={"type": int, "default": 5},
         draws={"type": int, "default": 100, "help": "bootstrap draws"},
+        ablation={"action": "store_true", "help": "each signal alone and each left out (logistic model, 2 splits)"},
         cache={"type": Path, "default": Path(tempfile.gettempdir()) / "reliability_hooks_bench"},
     )
     conditions = ["clean", *CONDITIONS]
-    detectors, n_splits, draws, limit = args.detector, args.splits, args.draws, None
+    detectors, seeds, draws, limit, signals = args.detector, range(args.splits), args.draws, None, args.signals
     if args.quick:
-        detectors, n_splits, draws, limit = detectors[:1], 2, 20, 50
-        conditions = ["clean", "blur", "low_light"]
-    runs = []
+        detectors, seeds, draws, limit, signals = detectors[:1], range(1), 20, 30, ["cheap"]
+        conditions = ["clean", "low_light", "fog"]
+    families = create(signals)
+    bank = args.bank if any(f.learns for f in families) else None
+    names = [name for family in families for name in family.columns]
+    data, runs = [], []
     for detector in detectors:
-        rows = collect(detector, args.data, args.annotations, conditions, limit, args.cache)
-        splits = [split_predictions(rows, seed) for seed in track(range(n_splits), f"fitting {Path(detector).name}")]
-        runs.append((detector, rows, splits))
+        rows = collect(detector, args.data, args.annotations, conditions, limit, args.cache, signals, bank)
+        ood = collect_ood(detector, args.cache, signals, bank, limit)
+        data.append((rows, ood))
+        runs.append(settings(rows, ood, seeds, names, CANDIDATES, Path(detector).name))
 
     table = []
-    for condition in [None, *conditions]:
-        values = np.mean([measure(rows, splits, condition) for _, rows, splits in runs], 0)
-        for m, method in enumerate(METHODS):
-            table.append({"condition": condition or "all", "method": method,
-                          **{metric: float(values[m, k]) for k, metric in enumerate(METRICS)}})
-    show("means over splits and detectors", ["condition", "method", *METRICS],
-         [list(row.values()) for row in table])
-    for detector, rows, splits in runs:
-        line = ", ".join(f"{k} ratio {v:.3f}" for k, v in ratios(measure(rows, splits, None)).items())
-        rate = rows.correct.float().mean()
-        print(f"{Path(detector).name}: {len(rows.image)} detections, base rate {rate:.3f}, {line}, "
-              f"models {[s[2] for s in splits]}")
+    for setting in runs[0]:
+        found = sorted({str(c) for t in runs[0][setting] for c in t.condition})
+        for condition in [None, *found]:
+            values = mean(runs, setting, condition)
+            table += [
+                {"setting": setting, "condition": condition or "all", "method": method,
+                 **{metric: float(values[m, k]) for k, metric in enumerate(METRICS)}}
+                for m, method in enumerate(METHODS)
+            ]
+    show("means over splits and detectors", list(table[0]), [list(row.values()) for row in table])
+    for detector, run, (rows, ood) in zip(detectors, runs, data, strict=True):
+        print(f"{Path(detector).name}: {len(rows.image)} detections, {rows.correct.float().mean():.3f} right, "
+              f"{len(ood.image)} on OOD images, models {[t.chosen for t in run['seen']]}")
 
     figures: dict[str, float] = {}
     rng = np.random.default_rng(0)
-    weights = [
-        [rng.multinomial(rows.images, np.full(rows.images, 1 / rows.images)) for _, rows, _ in runs]
-        for _ in track(range(draws), "bootstrap")
-    ]
-    for name, condition in (("all", None), ("clean", "clean")):
-        def overall(ws: Sequence[np.ndarray | None], condition: str | None = condition) -> dict[str, float]:
-            each = [measure(rows, splits, condition, w) for (_, rows, splits), w in zip(runs, ws, strict=True)]
-            return ratios(np.mean(each, 0))
-
-        point, drawn = overall([None] * len(runs)), [overall(ws) for ws in weights]
-        for metric in point if name == "all" else ("brier",):
-            key = f"{metric}_ratio_{name}"
-            low, high = np.percentile([d[metric] for d in drawn], [2.5, 97.5])
-            figures |= {key: float(point[metric]), f"{key}_low": float(low), f"{key}_high": float(high)}
-    figures["dece_all"] = next(r["d_ece"] for r in table if r["condition"] == "all" and r["method"] == "ours")
+    total = [rows.images + ood.images for rows, ood in data]
+    drawn: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for _ in track(range(draws), "bootstrap"):
+        weights = [rng.multinomial(n, np.full(n, 1 / n)) for n in total]
+        for name, (setting, condition, quantity) in FIGURES.items():
+            drawn[name].append(against_best(mean(runs, setting, condition, weights))[quantity])
+    for name, (setting, condition, quantity) in FIGURES.items():
+        low, high = np.nanpercentile(drawn[name], [2.5, 97.5])
+        point = against_best(mean(runs, setting, condition))[quantity]
+        figures |= {name: point, f"{name}_low": float(low), f"{name}_high": float(high)}
+    figures["dece_all"] = float(mean(runs, "seen")[3, METRICS.index("d_ece")])
     protocol = {
-        "detectors": [Path(d).name for d in detectors], "images": [rows.images for _, rows, _ in runs],
-        "detections": [len(rows.image) for _, rows, _ in runs], "conditions": conditions, "severity": 0.5,
-        "score_cut": SCORE_CUT, "matching": "COCO greedy, same class, IoU >= 0.5, crowd ignored", "bins": 10,
-        "splits": n_splits, "split": "half of the photographs fit, half test", "bootstrap_draws": draws,
-        "models": [[s[2] for s in splits] for _, _, splits in runs], "data": str(args.data),
+        "detectors": [Path(d).name for d in detectors], "images": [r.images for r, _ in data],
+        "detections": [len(r.image) for r, _ in data], "ood_detections": [len(o.image) for _, o in data],
+        "conditions": conditions, "severity": 0.5, "held_out": HELD_OUT, "score_cut": SCORE_CUT, "signals": signals,
+        "bank": str(bank), "matching": "COCO greedy, same class, IoU >= 0.5, crowd ignored", "bins": 10,
+        "splits": len(seeds), "split": "half of the photographs fit, half test", "bootstrap_draws": draws,
+        "models": [[t.chosen for t in run["seen"]] for run in runs], "data": str(args.data),
     }
+    if args.ablation:
+        table += ablation(data, families)
     finish(args, protocol, table, figures)
+
+
+def ablation(data: Sequence[tuple[Rows, Rows]], families: Sequence) -> list[dict]:
+    """Each signal alone beside the score, and all but it."""
+    everything = [name for f in families for name in f.columns]
+    variants = {"all": everything}
+    for f in families:
+        variants[f"only {f.name}"] = list(f.columns)
+        variants[f"without {f.name}"] = [name for name in everything if name not in f.columns]
+    table = []
+    for variant, names in variants.items():
+        runs = [settings(rows, ood, range(2), names, ("logistic",), variant) for rows, ood in data]
+        line = {"variant": variant}
+        for label, setting, condition in (("clean", "seen", "clean"), ("seen", "seen", None),
+                                          ("unseen", "unseen conditions", None), ("ood", "unseen ood", None)):
+            got = against_best(mean(runs, setting, condition))
+            line |= {f"{label} brier": got["brier"], f"{label} excess_augrc": got["excess_augrc"]}
+        table.append(line)
+    show("ablation: ratios to the best confidence-only (logistic model, 2 splits)", list(table[0]),
+         [list(row.values()) for row in table])
+    return table
 
 
 if __name__ == "__main__":
