@@ -45,12 +45,18 @@ class MonitorSettings:
         path: Directory of a fitted monitor; what `calibrate` writes and `predict` reads.
         signals: Signals to compute, when a new one is fitted: names, or the presets `cheap` and `full`.
         iou_threshold: IoU from which a detection counts as right.
+        target: Precision that is promised of accepted detections.
+        delta: Probability with which that promise may fail.
+        groups: Factors (`class`, `size`) whose every combination gets a promise of its own.
         strict: Raise a fault of the hook instead of answering "unknown".
     """
 
     path: str | None = None
     signals: list[str] = field(default_factory=lambda: ["cheap"])
     iou_threshold: float = 0.5
+    target: float = 0.9
+    delta: float = 0.1
+    groups: list[str] = field(default_factory=list)
     strict: bool = False
 
 

@@ -9,21 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .evaluation.datasets import GroundTruth
-from .evaluation.matching import Matches, match
+from .evaluation.labels import labelled
 from .frame import Frame
 from .instances import Instances
+from .reliability.groups import Groups, size_codes
+from .reliability.guarantee import Guarantee
+from .reliability.interval import Interval
 from .reliability.model import ReliabilityModel
 from .reliability.state import StateError, load_state, pack, save_state, unpack
 from .signals.base import Signal, create
 
 log = logging.getLogger(__name__)
 
-VERDICTS = {-1: "reject", 0: "unknown", 1: "accept"}
+FACTORS: dict[str, Callable[[Instances], Tensor]] = {
+    "class": lambda instances: instances.labels,
+    "size": lambda instances: size_codes((instances.boxes[:, 2:] - instances.boxes[:, :2]).clamp(min=0).prod(1)),
+}
+"""What detections can be grouped by, each with integer levels."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ def unknown(instances: Instances) -> Instances:
     """The answer when there is none: reliability NaN, verdict unknown."""
     nan = torch.full((len(instances),), torch.nan, device=instances.device)
     verdict = torch.zeros(len(instances), dtype=torch.int64, device=instances.device)
-    return instances.with_columns({"reliability": nan, "expected_iou": nan, "verdict": verdict})
+    interval = torch.full((len(instances), 2), torch.nan, device=instances.device)
+    return instances.with_columns(
+        {"reliability": nan, "reliability_interval": interval, "expected_iou": nan, "verdict": verdict}
+    )
 
 
 class Monitor:
@@ -54,15 +63,27 @@ class Monitor:
     Args:
         signals: Registered names, presets of them (`cheap`, `full`), or signals of one's own.
         iou_threshold: A detection is right when it overlaps an object of its class by at least this IoU.
+        target: Precision that is promised of accepted detections (`reliability.guarantee.Guarantee`).
+        delta: Probability with which the promise may fail.
+        groups: Factors (`class`, `size`) whose every combination gets a promise of its own; one for all without.
         seed: Of cross-validation and of everything else that draws.
 
     Attributes:
         model: Columns -> reliability; None until fitted.
+        interval: Reliability -> its 90 % interval; None until fitted, or with too little data.
+        guarantee: Reliability -> verdict; None until fitted, or with too little data.
         fingerprint: The detector that it was fitted on.
     """
 
     def __init__(
-        self, signals: Sequence[str | Signal] = ("cheap",), *, iou_threshold: float = 0.5, seed: int = 0
+        self,
+        signals: Sequence[str | Signal] = ("cheap",),
+        *,
+        iou_threshold: float = 0.5,
+        target: float = 0.9,
+        delta: float = 0.1,
+        groups: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         self.signals = [s for given in signals for s in (create([given]) if isinstance(given, str) else [given])]
         names = [s.name for s in self.signals]
@@ -70,8 +91,15 @@ class Monitor:
             raise ValueError(f"signals listed twice: {', '.join(sorted(doubled))}")
         if not 0 <= iou_threshold < 1:
             raise ValueError(f"iou_threshold must lie in [0, 1), not {iou_threshold}")
-        self.iou_threshold, self.seed = iou_threshold, seed
+        if unknown_factors := set(groups) - FACTORS.keys():
+            raise ValueError(f"unknown groups {sorted(unknown_factors)}; there are: {', '.join(FACTORS)}")
+        self.settings: dict[str, Any] = {
+            "iou_threshold": iou_threshold, "target": target, "delta": delta, "groups": list(groups), "seed": seed,
+        }
         self.model: ReliabilityModel | None = None
+        self.interval: Interval | None = None
+        self.guarantee: Guarantee | None = None
+        self._groups = Groups({})
         self.fingerprint: dict[str, Any] | None = None
         self._learning = False
         self._skipped: set[str] = set()
@@ -97,7 +125,13 @@ class Monitor:
         instances = unknown(instances.with_columns(columns))
         if self.model is None:
             return instances
-        return instances.with_columns(self.model.predict(instances.columns, instances.scores, instances.labels))
+        answer = self.model.predict(instances.columns, instances.scores, instances.labels)
+        reliability = answer["reliability"]
+        if self.interval is not None:
+            answer["reliability_interval"] = torch.stack(self.interval.predict(reliability), 1)
+        if self.guarantee is not None:
+            answer["verdict"] = self.guarantee.apply(reliability, self._groups.codes(self._factors(instances)))
+        return instances.with_columns(answer)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -134,13 +168,24 @@ class Monitor:
             The model; its `report` says what was chosen and why.
         """
         pairs = list(pairs)
-        rows, correct, iou, image = labelled(pairs, self.iou_threshold)
+        rows, correct, iou, image = labelled(pairs, self.settings["iou_threshold"])
         groups = list(range(len(pairs))) if groups is None else list(groups)
         codes = {g: i for i, g in enumerate(dict.fromkeys(groups))}
         group = torch.tensor([codes[g] for g in groups], dtype=torch.int64)[image]
         evidence = {n: rows.columns[n] for s in self.signals for n in s.columns if n in rows.columns}
-        self.model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=self.seed)
+        seed = self.settings["seed"]
+        self.model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=seed)
         self.fingerprint = fingerprint
+        honest = self.model.cross_fitted
+        self.interval = self.guarantee = None
+        if honest is not None and bool(honest.isfinite().any()):
+            self.interval = Interval.fit(honest, correct, group, seed=seed)
+            factors = self._factors(rows)
+            self._groups = Groups.fit(factors)
+            self.guarantee = Guarantee.fit(
+                honest, correct, group, self._groups.codes(factors), frame=image, seed=seed, names=self._groups.name,
+                target=self.settings["target"], delta=self.settings["delta"],
+            )
         return self.model
 
     def reasons(self, instances: Instances, top: int = 2) -> list[list[Reason]]:
@@ -186,8 +231,12 @@ class Monitor:
         """
         if self.model is None:
             raise ValueError("this monitor is not fitted; call fit() before save()")
-        tensors, meta = pack({"model": self.model.state(), **{s.name: s.state() for s in self.signals}})
-        settings = {"iou_threshold": self.iou_threshold, "seed": self.seed, "signals": [s.name for s in self.signals]}
+        parts = {"model": self.model.state(), **{s.name: s.state() for s in self.signals}}
+        if self.interval is not None and self.guarantee is not None:
+            parts |= {"interval": self.interval.state(), "guarantee": self.guarantee.state()}
+            parts["groups"] = self._groups.state()
+        tensors, meta = pack(parts)
+        settings = {**self.settings, "signals": [s.name for s in self.signals]}
         save_state(directory, tensors, {"settings": settings, "fingerprint": self.fingerprint, "parts": meta})
 
     @classmethod
@@ -203,22 +252,28 @@ class Monitor:
         """
         tensors, meta = load_state(directory)
         try:
-            settings, parts = meta["settings"], (tensors, meta["parts"])
-            monitor = cls(
-                settings["signals"] if signals is None else signals,
-                iou_threshold=settings["iou_threshold"],
-                seed=settings["seed"],
-            )
+            settings, parts = dict(meta["settings"]), (tensors, meta["parts"])
+            fitted = settings.pop("signals")
+            monitor = cls(fitted if signals is None else signals, **settings)
             names = [s.name for s in monitor.signals]
-            if names != settings["signals"]:
-                raise StateError(f"{directory} was fitted with the signals {settings['signals']}, not {names}")
+            if names != fitted:
+                raise StateError(f"{directory} was fitted with the signals {fitted}, not {names}")
             monitor.fingerprint = meta["fingerprint"]
             monitor.model = ReliabilityModel.from_state(unpack(parts, "model"))
+            if "guarantee" in meta["parts"]:
+                monitor.interval = Interval.from_state(unpack(parts, "interval"))
+                monitor.guarantee = Guarantee.from_state(unpack(parts, "guarantee"))
+                monitor._groups = Groups.from_state(unpack(parts, "groups"))
             for signal in monitor.signals:
                 signal.load_state(*unpack(parts, signal.name))
         except KeyError as e:
             raise StateError(f"{directory} is no complete monitor: {e} is missing; calibrate again") from e
         return monitor
+
+    def _factors(self, instances: Instances) -> dict[str, Tensor]:
+        if not self.settings["groups"]:
+            return {"all": torch.zeros_like(instances.labels)}
+        return {name: FACTORS[name](instances) for name in self.settings["groups"]}
 
     def _usable(self, frame: Frame) -> Iterator[Signal]:
         for signal in self.signals:
@@ -228,47 +283,3 @@ class Monitor:
             elif len(frame.instances) and signal.name not in self._skipped:
                 self._skipped.add(signal.name)
                 log.warning("signal %s is skipped: this detector gives no %s", signal.name, " and no ".join(missing))
-
-
-def labelled(
-    pairs: Sequence[tuple[Instances, GroundTruth]], iou_threshold: float = 0.5
-) -> tuple[Instances, Tensor, Tensor, Tensor]:
-    """All detections of labelled images with what is true of them; those on crowd regions are left out.
-
-    Returns:
-        rows: All instances, without masks, logits and features.
-        correct: (N,) bool, true positive at `iou_threshold` (COCO greedy matching).
-        iou: (N,) IoU with the object matched at any overlap, 0 without one (the target of LaECE_0).
-        image: (N,) index of the pair.
-
-    Raises:
-        ValueError: No pairs.
-    """
-    if not pairs:
-        raise ValueError("no labelled images: pass at least one (instances, ground truth)")
-    bare = [
-        i.replace(masks=None, logits=None, head=None, background=None, features=None, track_ids=None).cpu()
-        for i, _ in pairs
-    ]
-    rows = Instances.cat(bare)
-    image = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(i) for i in bare]))
-
-    truths = [t for _, t in pairs]
-
-    def at(threshold: float) -> Matches:
-        return match(
-            rows.boxes,
-            rows.scores,
-            rows.labels,
-            image,
-            np.concatenate([t.boxes for t in truths]),
-            np.concatenate([t.labels for t in truths]),
-            np.repeat(np.arange(len(pairs)), [len(t) for t in truths]),
-            np.concatenate([t.crowd for t in truths]),
-            iou_threshold=threshold,
-        )
-
-    strict, any_overlap = at(iou_threshold), at(0.0)
-    keep = torch.from_numpy(~strict.ignore)
-    iou = torch.from_numpy(any_overlap.iou * any_overlap.tp)
-    return rows[keep], torch.from_numpy(strict.tp)[keep], iou[keep].float(), image[keep]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from reliability_hooks import Instances, Monitor
 from reliability_hooks.evaluation.datasets import GroundTruth
+from reliability_hooks.evaluation.labels import labelled
 from reliability_hooks.frame import Candidates, Frame, View
-from reliability_hooks.monitor import labelled
 from reliability_hooks.reliability.state import StateError
 from reliability_hooks.signals.base import PRESETS, Signal, create
 
@@ -105,6 +105,32 @@ def test_a_fitted_monitor_knows_right_from_wrong_where_the_score_does_not(fitted
     assert rows.columns["expected_iou"][correct].mean() > 0.7
     assert torch.equal(iou > 0.5, correct)
     assert image.tolist() == sorted(image.tolist())
+
+
+def test_intervals_hold_the_reliability_and_verdicts_keep_the_promise(fitted: Monitor) -> None:
+    assert fitted.guarantee is not None
+    accept = next(row for row in fitted.guarantee.describe() if row["side"] == "accept")
+    assert accept["threshold"] is not None, accept["message"]
+    pairs = [(fitted.apply(frame), truth) for frame, truth in map(scene, range(200, 260))]
+    rows, correct, _, _ = labelled(pairs)
+    low, high = rows.columns["reliability_interval"].unbind(1)
+    assert ((low <= rows.reliability) & (rows.reliability <= high)).all()
+    assert (high - low).mean() < 0.3
+    verdict = rows.columns["verdict"]
+    assert (verdict == 1).float().mean() > 0.05  # few images: a limit for each of them keeps the promise
+    assert correct[verdict == 1].float().mean() >= 0.9
+    assert correct[verdict == -1].float().mean() <= 0.1
+
+
+def test_too_little_data_certifies_nothing() -> None:
+    monitor = Monitor([Tell()], groups=["class", "size"])
+    monitor.fit([(monitor.apply(frame), truth) for frame, truth in map(scene, range(4))])
+    out = monitor.apply(scene(50)[0])
+    assert (out.columns["verdict"] == 0).all()
+    assert out.reliability.isfinite().all()
+    assert all("needs" in row["message"] for row in monitor.guarantee.describe())
+    with pytest.raises(ValueError, match=r"unknown groups \['colour'\]"):
+        Monitor(groups=["colour"])
 
 
 def test_the_frame_and_its_instances_stay_as_they_are(fitted: Monitor) -> None:

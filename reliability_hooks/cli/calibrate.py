@@ -17,13 +17,14 @@ from .. import __version__
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate, image_bootstrap
 from ..evaluation.datasets import DetectionDataset, GroundTruth, read_coco
+from ..evaluation.labels import labelled
 from ..evaluation.summary import CALIBRATION_METRICS
 from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
-from ..monitor import Monitor, labelled
+from ..monitor import Monitor
 from .collect import Collector, label_names
-from .common import guarded, open_detector, parser, settings_of, terminal
+from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
 
 SHOWN = ("d_ece", "brier", "auroc", "augrc")
 
@@ -57,11 +58,11 @@ def calibrate(settings: Settings, out: Path) -> int:
     Returns:
         0, or 1 where some images could not be read; the monitor is fitted on the others.
     """
-    data, m = settings.data, settings.monitor
+    data = settings.data
     if data.images is None or data.annotations is None:
         raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
     console = terminal()
-    monitor = Monitor(m.signals, iou_threshold=m.iou_threshold, seed=settings.seed)
+    monitor = new_monitor(settings)
     with attach(open_detector(settings), monitor, strict=True) as handle:  # nothing is fitted on half the evidence
         fingerprint = handle.host.fingerprint()
         dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
@@ -77,10 +78,11 @@ def calibrate(settings: Settings, out: Path) -> int:
     monitor.save(out)
     write_json(out / "report.json", {
         "version": __version__, "settings": asdict(settings), "failed": collector.failed, "fit": model.report,
+        "guarantee": monitor.guarantee.describe() if monitor.guarantee else [],
         "protocol": protocol(settings, dataset),
         "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in table.items()},
     })
-    _print(console, table, model.report, out, protocol(settings, dataset))
+    _print(console, table, monitor, out, protocol(settings, dataset))
     for failure in collector.failed:
         console.print(f"failed: {failure}", style="red")
     return 1 if collector.failed else 0
@@ -92,7 +94,7 @@ def before_and_after(
     """Metrics of the raw score and of the cross-fitted reliability, intervals by bootstrap over photographs."""
     assert monitor.model is not None
     assert monitor.model.cross_fitted is not None
-    rows, correct, _, image = labelled(pairs, monitor.iou_threshold)
+    rows, correct, _, image = labelled(pairs, monitor.settings["iou_threshold"])
     photograph = np.array([name for name, *_ in images])[image.numpy()]
     metrics = {name: CALIBRATION_METRICS[name] for name in SHOWN}
 
@@ -117,7 +119,7 @@ def protocol(settings: Settings, dataset: DetectionDataset) -> str:
 
 
 def _print(
-    console: Console, table: Mapping[str, Mapping[str, Estimate]], fit: Mapping[str, Any], out: Path, text: str
+    console: Console, table: Mapping[str, Mapping[str, Estimate]], monitor: Monitor, out: Path, text: str
 ) -> None:
     shown = Table(title="before and after")
     shown.add_column("")
@@ -127,5 +129,10 @@ def _print(
         shown.add_row(row, *(str(line[name]) for name in SHOWN))
     console.print(shown)
     console.print(text, highlight=False, style="dim")
-    console.print(f"model: {fit['chosen']}", highlight=False)
+    assert monitor.model is not None
+    console.print(f"model: {monitor.model.report['chosen']}", highlight=False)
+    for note in monitor.model.notes:
+        console.print(f"note: {note}", highlight=False, style="yellow")
+    for line in monitor.guarantee.describe() if monitor.guarantee else []:
+        console.print(f"{line['side']}, {line['group']}: {line['message']}", highlight=False)
     console.print(f"written: {out}/ (monitor.json, state.safetensors, report.json)", highlight=False)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..config import Settings, load_settings
 from ..hosts.base import load
+from ..monitor import Monitor
 
 T = TypeVar("T")
 
@@ -68,6 +69,14 @@ def open_detector(settings: Settings) -> Any:
         raise ValueError("which detector? give --detector WEIGHTS (or detector.weights in the config)")
     model = load(d.weights, d.host, **d.load)
     return model if d.device is None else model.to(d.device)
+
+
+def new_monitor(settings: Settings) -> Monitor:
+    """An unfitted monitor as the settings say."""
+    m = settings.monitor
+    return Monitor(
+        m.signals, iou_threshold=m.iou_threshold, target=m.target, delta=m.delta, groups=m.groups, seed=settings.seed
+    )
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..images import ImageError, find_images, is_video, read_image, read_video
 from ..instances import Instances
 from ..monitor import Monitor
 from ..report.overlay import draw
-from .common import batches, guarded, open_detector, parser, settings_of, terminal, unique_stem
+from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 
 
 @dataclass
@@ -69,7 +70,7 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
     files = find_images(source)
     image_ids, category_ids = read_ids(annotations) if annotations else ({}, None)
     m = settings.monitor
-    monitor = Monitor.load(m.path) if m.path else Monitor(m.signals, iou_threshold=m.iou_threshold, seed=settings.seed)
+    monitor = Monitor.load(m.path) if m.path else new_monitor(settings)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out)
     with (
@@ -166,15 +167,20 @@ class _Videos:
             writer.release()
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "unknown"
+
+
 def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
     rows = sorted(run.rows, key=lambda r: r["reliability"] if r["reliability"] == r["reliability"] else -1.0)
     table = Table(title=f"least reliable {min(most, len(rows))} of {len(rows)} detections in {run.images} images")
-    for heading in ("image", "class", "score", "reliability", "E[IoU]", "speaks against it"):
-        table.add_column(heading, justify="right" if heading in ("score", "reliability", "E[IoU]") else "left")
+    for heading in ("image", "class", "score", "reliability", "90 % interval", "verdict", "E[IoU]", "against it"):
+        table.add_column(heading, justify="left" if heading in ("image", "class", "against it") else "right")
     for row in rows[:most]:
-        numbers = (row["score"], row["reliability"], row["expected_iou"])
-        shown = ["unknown" if v != v else f"{v:.2f}" for v in numbers]
-        table.add_row(row["file_name"], row["category_name"], *shown, "; ".join(row["reasons"]))
+        score, value, iou = (_number(row[key]) for key in ("score", "reliability", "expected_iou"))
+        interval = "-".join(map(_number, row["reliability_interval"])) if value != "unknown" else ""
+        table.add_row(row["file_name"], row["category_name"], score, value, interval, row["verdict"], iou,
+                      "; ".join(row["reasons"]))
     console.print(table)
     if not fitted:
         console.print("no monitor: reliability is unknown. Fit one: reliability-hooks calibrate --help", style="yellow")

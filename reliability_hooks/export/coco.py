@@ -36,14 +36,15 @@ def to_coco(
         reasons: For each instance what speaks for or against it, in words.
 
     Returns:
-        Keys `image_id, category_id, category_name, bbox` (xywh), `score, reliability, expected_iou, verdict, reasons,
-        columns`, and `segmentation` (run lengths) where there are masks, `track_id` where there are tracks.
+        Keys `image_id, category_id, category_name, bbox` (xywh), `score, reliability, reliability_interval,
+        expected_iou, verdict, reasons, columns`, and `segmentation` (run lengths) where there are masks, `track_id`
+        where there are tracks.
     """
     instances = instances.cpu()
     segments = _run_lengths(instances)
     corners = instances.boxes.double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-    own = ("reliability", "expected_iou", "verdict")
+    own = ("reliability", "reliability_interval", "expected_iou", "verdict")
     columns = {name: value.double().tolist() for name, value in instances.columns.items()}
     out: Rows = []
     for i, label in enumerate(instances.labels.tolist()):

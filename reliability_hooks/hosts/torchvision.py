@@ -1,6 +1,7 @@
 """torchvision: Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite, and models built from their parts.
 
-The detector returns its own list of dicts; each dict gains `reliability`, `verdict`, `expected_iou` and `instances`.
+The detector returns its own list of dicts; each dict gains `reliability`, `reliability_interval`,
+`verdict`, `expected_iou` and `instances`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..instances import Instances
 from .base import Hook, Host, Process, Removable
 from .rows import RawRows, candidates, pool_features, with_evidence
 
-ADDED = ("reliability", "verdict", "expected_iou")
+ADDED = ("reliability", "reliability_interval", "verdict", "expected_iou")
 Capture = dict[str, tuple[Any, Any]]
 """(arguments, output) of each watched module in one forward pass of the model."""
 

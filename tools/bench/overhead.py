@@ -31,8 +31,8 @@ def cases(quick: bool) -> list[tuple[str, str, Any, dict[str, Any]]]:
     names = ["fasterrcnn_mobilenet_v3_large_320_fpn"] + ([] if quick else ["maskrcnn_resnet50_fpn"])
     for name in names:
         torch.manual_seed(0)
-        options = {"weights": None, "weights_backbone": None, "box_detections_per_img": 20}
-        model = getattr(detection, name)(**options, box_score_thresh=0.0).eval()
+        options = {"weights": None, "weights_backbone": None, "box_detections_per_img": 20, "box_score_thresh": 0.0}
+        model = getattr(detection, name)(**options).eval()
         out.append(("torchvision", f"{name} (random weights, 20 detections)", model, {}))
     return out
 
@@ -78,7 +78,7 @@ def main() -> None:
             picks = [images[i : i + batch] for i in range(0, len(images) - batch + 1, batch)]
             ratios, alone_ms = [], []
             slow = "resnet50" in name
-            count = max(3, rounds // batch) if slow or args.quick else rounds
+            count = max(3, rounds // (4 * batch)) if slow else max(3, rounds // batch) if args.quick else rounds
             for k in track(range(count), f"{name} batch {batch}"):
                 call = caller(host, model, picks[k % len(picks)], options)
                 alone, hooked = in_turn(call, model, monitor, 1)

@@ -16,10 +16,10 @@ from reliability_hooks import Instances, Monitor, attach
 from reliability_hooks.cli.collect import Collector, label_names
 from reliability_hooks.config import Settings
 from reliability_hooks.evaluation.datasets import DetectionDataset, read_coco
+from reliability_hooks.evaluation.labels import labelled
 from reliability_hooks.evaluation.matching import match
 from reliability_hooks.evaluation.voc import read_voc
 from reliability_hooks.hosts.base import load
-from reliability_hooks.monitor import labelled
 
 SCORE_CUT = 0.1
 
