@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "predict": "detect, score every object, write annotated pictures and predictions.json",
     "calibrate": "fit a monitor for a detector on labelled images",
+    "evaluate": "judge a monitor on labelled images that it was not fitted on",
 }
 
 

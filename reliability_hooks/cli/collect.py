@@ -32,11 +32,17 @@ FOLDS = 3
 
 
 class Collector:
-    """Runs the hooked detector over labelled images and keeps what it found on disk."""
+    """Runs the hooked detector over labelled images and keeps what it found on disk.
 
-    def __init__(self, handle: Handle, settings: Settings, cache: Path) -> None:
+    Args:
+        handle: Of the hooked detector.
+        settings: Detector options, conditions and their severity, bank, batch size.
+        cache: Where rows are kept, so that an interrupted run goes on; None keeps nothing.
+    """
+
+    def __init__(self, handle: Handle, settings: Settings, cache: Path | None) -> None:
         self.handle, self.settings = handle, settings
-        self.cache = cache / _key(handle, settings)
+        self.cache = None if cache is None else cache / _key(handle, settings)
         self.failed: list[str] = []
 
     def learn(self, paths: Sequence[Path], console: Console) -> None:
@@ -57,8 +63,9 @@ class Collector:
         """
         for condition in {condition for _, condition in jobs}:
             corrupt(torch.zeros(3, 8, 8, dtype=torch.uint8), condition)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        if not self.handle.monitor.learns:
+        if self.cache is not None:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        if not self.handle.monitor.learns or self.handle.monitor.model is not None:  # a fitted one has learnt
             yield from self._collect(jobs, console)
         elif self.settings.data.bank is not None:
             self.learn(find_images(self.settings.data.bank), console)
@@ -68,22 +75,22 @@ class Collector:
             for k in range(FOLDS):
                 held = set(paths[k::FOLDS])
                 own = [job for job in jobs if job[0].path in held]
-                if any(not self._file(job).is_file() for job in own):
+                if any(self._kept(job) is None for job in own):
                     self.learn([path for path in paths if path not in held], console)
                 yield from self._collect(own, console)
             self.learn(paths, console)
 
     def _collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
+        severity = self.settings.data.severity
         for batch in batches(self._progress(jobs, console, "detecting"), self.settings.batch):
-            new = ((job, job[0].path) for job in batch if not self._file(job).is_file())
-            found = list(self._read(new))
-            severity = self.settings.data.severity
+            rows = {job: kept for job in batch if (kept := self._kept(job)) is not None}
+            found = list(self._read((job, job[0].path) for job in batch if job not in rows))
             seen = self._detect([degrade(pixels, job[1], severity, job[0].id) for job, pixels in found])
             for (job, _), instances in zip(found, seen, strict=True):
-                _write_rows(self._file(job), instances)
-            for job in batch:
-                if self._file(job).is_file():
-                    yield job, _read_rows(self._file(job)), job[0].truth
+                rows[job] = _bare(instances)
+                if self.cache is not None:
+                    _write_rows(self._file(job), rows[job])
+            yield from ((job, rows[job], job[0].truth) for job in batch if job in rows)
 
     def _read(self, items: Iterable[tuple[T, Path]]) -> Iterator[tuple[T, np.ndarray]]:
         for item, path in items:
@@ -96,7 +103,13 @@ class Collector:
     def _detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         return self.handle.predict(images, **self.settings.detector.predict) if images else []
 
+    def _kept(self, job: Job) -> Instances | None:
+        if self.cache is None or not self._file(job).is_file():
+            return None
+        return _read_rows(self._file(job))
+
     def _file(self, job: Job) -> Path:
+        assert self.cache is not None
         name = hashlib.sha256(f"{job[0].id}|{job[0].path}|{job[1]}".encode()).hexdigest()[:24]
         return self.cache / f"{name}.safetensors"
 
@@ -131,6 +144,10 @@ def _key(handle: Handle, settings: Settings) -> str:
         settings.data.severity, asdict(settings.data) if handle.monitor.learns else None,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _bare(instances: Instances) -> Instances:
+    return Instances(instances.boxes, instances.scores, instances.labels, columns=instances.columns).cpu()
 
 
 def _write_rows(path: Path, instances: Instances) -> None:
