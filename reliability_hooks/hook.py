@@ -24,7 +24,8 @@ class Handle:
     def __init__(self, host: Host, monitor: Monitor, strict: bool) -> None:
         self.host, self.monitor, self.strict = host, monitor, strict
         self._reported: set[str] = set()
-        self._removables: list[Removable] = host.install(self._process, self._report)
+        needs = {requirement for signal in monitor.signals for requirement in signal.requires}
+        self._removables: list[Removable] = host.install(self._process, self._report, needs)
 
     @property
     def attached(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
@@ -61,12 +61,15 @@ class Host:
         """The module whose weights identify the model."""
         raise NotImplementedError
 
-    def install(self, process: Process, report: Callable[[Exception], None]) -> list[Removable]:
+    def install(
+        self, process: Process, report: Callable[[Exception], None], needs: Collection[str] = ()
+    ) -> list[Removable]:
         """Hook the model so that its output carries what `process` returns beside it.
 
         Args:
             process: Turns a frame into instances with columns; called once for each image.
             report: Takes a fault of our own; raises it again only where the user asked for `strict`.
+            needs: Requirements of the signals; what costs (`maps`) is gathered only where it is among them.
 
         Returns:
             All that has to be removed to restore the model exactly.

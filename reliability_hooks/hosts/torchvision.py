@@ -7,7 +7,7 @@ The detector returns its own list of dicts; each dict gains `reliability`, `reli
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,7 +79,9 @@ class TorchvisionHost(Host):
         found: nn.Module = self.model
         return found
 
-    def install(self, process: Process, report: Callable[[Exception], None]) -> list[Removable]:
+    def install(
+        self, process: Process, report: Callable[[Exception], None], needs: Collection[str] = ()
+    ) -> list[Removable]:
         """Watch the modules that make boxes; when the model's forward ends, add the keys to what it returns."""
         running = threading.local()  # `capture`: there during a forward pass in eval mode only, one for each thread
 

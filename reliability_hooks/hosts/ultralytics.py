@@ -6,7 +6,7 @@ given its evidence; when the batch ends, and rows have track ids, the monitor is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,10 +53,12 @@ class UltralyticsHost(Host):
         # An export has no weights to read: it is known by its file
         return {"host": self.name, "architecture": str(Path(str(self.model.model)).suffix), "weights": "exported"}
 
-    def install(self, process: Process, report: Callable[[Exception], None]) -> list[Removable]:
+    def install(
+        self, process: Process, report: Callable[[Exception], None], needs: Collection[str] = ()
+    ) -> list[Removable]:
         from .ultralytics_results import ReliableResults
 
-        tap = _HeadTap(report)
+        tap = _HeadTap(report, with_maps="maps" in needs)
 
         def collect(predictor: Any) -> None:
             for i, result in enumerate(predictor.results):
@@ -92,18 +94,22 @@ class UltralyticsHost(Host):
 class _HeadTap:
     """Listens to the network inside the predictor, which is a fused copy that `predict()` may replace."""
 
-    def __init__(self, report: Callable[[Exception], None]) -> None:
-        self.report = report
+    def __init__(self, report: Callable[[Exception], None], with_maps: bool) -> None:
+        self.report, self.with_maps = report, with_maps
+        self.net: nn.Module | None = None
         self.handles: list[Any] = []
         self.paused = False
         self.drop()
 
     def install(self, predictor: Any) -> None:
         """Fires at every `predict()`."""
-        self.remove()
         net = predictor.model.model if predictor.model.format == "pt" else predictor.model
+        if net is self.net:
+            return
+        self.remove()
         if not isinstance(net, nn.Module):
             return
+        self.net = net
         self.handles = [net.register_forward_pre_hook(Hook(self._on_input, self.report))]
         from ultralytics.nn.modules.head import OBB, Detect
 
@@ -111,13 +117,14 @@ class _HeadTap:
         head = layers[-1] if isinstance(layers, nn.Sequential) else None
         if isinstance(layers, nn.Sequential) and isinstance(head, Detect) and not isinstance(head, OBB):
             self.handles.append(head.register_forward_hook(Hook(self._on_head, self.report)))
-            for name, i in stages(layers).items():
+            for name, i in stages(layers).items() if self.with_maps else ():
                 self.handles.append(layers[i].register_forward_hook(Hook(partial(self._on_stage, name), self.report)))
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        self.net = None
         self.drop()
 
     def drop(self) -> None:

@@ -81,4 +81,4 @@ def masks(result: Any) -> Tensor | None:
         left, top = int(box.offset[0]), int(box.offset[1])
         height, width = round(result.orig_shape[0] * box.scale[1]), round(result.orig_shape[1] * box.scale[0])
         found = found[:, top : top + height, left : left + width]
-    return found.bool()
+    return found.bool()  # a copy: torch.save refuses two dtypes of one storage

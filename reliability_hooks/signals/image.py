@@ -18,7 +18,7 @@ STEP = 8
 """Distance of the cells: a quarter of the pixels is looked at, which tells as much and costs a quarter."""
 GRID = 12
 """Cells are sampled (bilinearly) at GRID x GRID points spread evenly over a box."""
-EVERY = 7
+EVERY = 31
 """Block artefacts are looked for in every n-th row and column; no divisor of 8, so as to meet all parts of a block."""
 SMALLEST = 2.0
 """An object whose visible box is smaller than this many view pixels across has no statistics."""
@@ -88,8 +88,9 @@ class ImageStatistics(Signal):
         if min(x2 - x1, y2 - y1) < CELL:
             return {name: boxes.new_full((n,), nan) for name in self.columns}
         pixels = view.pixels[:, y1:y2, x1:x2]
-        some = _every_second_cell(pixels)
-        cells = _cells(_luminance(view, some), view.rgb(some[:, CELL // 2 :: CELL, CELL // 2 :: CELL]))
+        luma = _luminance(view, _every_second_cell(pixels)).flatten(2, 3).flatten(0, 1)
+        rows, columns = luma.shape[0] // CELL, luma.shape[1] // CELL
+        cells = _cells(luma, view.rgb(pixels[:, CELL // 2 :: STEP, CELL // 2 :: STEP][:, :rows, :columns]))
 
         extent = boxes.new_tensor([cells.shape[2], cells.shape[1]])
         visible = _clip(view.to_view(boxes) - boxes.new_tensor([x1, y1, x1, y1]), boxes.new_tensor([x2 - x1, y2 - y1]))
@@ -135,13 +136,12 @@ def _content(view: View, image_size: tuple[int, int] | None) -> tuple[int, int, 
 
 
 def _every_second_cell(pixels: Tensor) -> Tensor:
-    """(3, h, w) -> (3, h', w'): the cells that are looked at, side by side."""
-    blocks = pixels.unfold(1, CELL, STEP).unfold(2, CELL, STEP)  # (3, rows, columns, CELL, CELL)
-    return blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    """(3, h, w) -> (3, rows, CELL, columns, CELL): the cells that are looked at, not copied."""
+    return pixels.unfold(1, CELL, STEP).unfold(2, CELL, STEP).transpose(2, 3)
 
 
 def _luminance(view: View, pixels: Tensor) -> Tensor:
-    """(3, h, w) pixels of the view -> (h, w) luminance in [0, 1]."""
+    """(3, ...) pixels of the view -> (...) luminance in [0, 1]."""
     # `view.rgb` and the weights in one: three passes over a plane instead of seven, at full resolution
     red, green, blue = pixels.float()
     weights = [weight * std for weight, std in zip(_LUMA, view.std, strict=True)]

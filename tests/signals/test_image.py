@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from reliability_hooks.frame import Frame, View
 from reliability_hooks.instances import Instances
-from reliability_hooks.signals.image import ImageStatistics
+from reliability_hooks.signals.image import EVERY, ImageStatistics
 
 FLOOR = 1e-6
 OBJECT = ("sharpness", "detail", "resolution", "noise", "brightness", "contrast", "dark", "bright", "colorfulness")
@@ -128,7 +128,7 @@ def test_blockiness_equals_the_loop() -> None:
     luma = np.tensordot([0.299, 0.587, 0.114], pixels[:, 12:68].double().numpy(), 1)
     at, rest = [[], []], [[], []]
     for axis, image in enumerate((luma, luma.T)):
-        for row in range(0, image.shape[0], 7):
+        for row in range(0, image.shape[0], EVERY):
             for x in range(image.shape[1] - 1):
                 (at if (x + 1) % 8 == 0 else rest)[axis].append(abs(image[row, x + 1] - image[row, x]))
     level = 0.25 / 255

@@ -74,11 +74,10 @@ def main() -> None:
                             label_names(adapter.class_names()))
         images = [read_image(record.path) for record in dataset.images[: 24 if args.quick else 40]]
         monitor = fitted(model, images, options, dataset)
-        for batch in (1, 8):
+        for batch in (1,) if "resnet50" in name else (1, 8):
             picks = [images[i : i + batch] for i in range(0, len(images) - batch + 1, batch)]
             ratios, alone_ms = [], []
-            slow = "resnet50" in name
-            count = max(3, rounds // (4 * batch)) if slow else max(3, rounds // batch) if args.quick else rounds
+            count = max(3, rounds // batch) if args.quick else rounds
             for k in track(range(count), f"{name} batch {batch}"):
                 call = caller(host, model, picks[k % len(picks)], options)
                 alone, hooked = in_turn(call, model, monitor, 1)

@@ -140,6 +140,7 @@ def main() -> None:
         annotations={"type": Path, "default": SHARED / "data/coco/instances_val2017.json"},
         bank={"type": Path, "default": SHARED / "data/coco/train2017", "help": "images that signals learn from"},
         signals={"nargs": "+", "default": ["full"], "help": "signals or presets"},
+        ood_limit={"type": int, "default": None, "help": "images of each OOD set"},
         splits={"type": int, "default": 5},
         draws={"type": int, "default": 100, "help": "bootstrap draws"},
         ablation={"action": "store_true", "help": "each signal alone and each left out (logistic model, 2 splits)"},
@@ -156,7 +157,7 @@ def main() -> None:
     data, runs = [], []
     for detector in detectors:
         rows = collect(detector, args.data, args.annotations, conditions, limit, args.cache, signals, bank)
-        ood = collect_ood(detector, args.cache, signals, bank, limit)
+        ood = collect_ood(detector, args.cache, signals, bank, limit or args.ood_limit)
         data.append((rows, ood))
         runs.append(settings(rows, ood, seeds, names, CANDIDATES, Path(detector).name))
 
