@@ -16,10 +16,10 @@ CELL = 4
 """Side of a cell in view pixels: every statistic is made of values per cell. Two Haar levels make one."""
 STEP = 8
 """Distance of the cells: a quarter of the pixels is looked at, which tells as much and costs a quarter."""
-GRID = 12
+GRID = 8
 """Cells are sampled (bilinearly) at GRID x GRID points spread evenly over a box."""
 EVERY = 31
-"""Block artefacts are looked for in every n-th row and column; no divisor of 8, so as to meet all parts of a block."""
+"""Block artefacts are looked for in every n-th row; odd, so as to meet all parts of a block."""
 SMALLEST = 2.0
 """An object whose visible box is smaller than this many view pixels across has no statistics."""
 AROUND = 1.5
@@ -36,7 +36,7 @@ class ImageStatistics(Signal):
 
     Two levels of the Haar wavelet of the luminance l in [0, 1] give, for each 4 x 4 cell, its mean m, its fine energy
     F (details of 1-2 pixels), its coarse energy C (2-4 pixels) and the mean |HH| of its finest diagonal details;
-    Var l is Var m + E[F] + E[C] (Parseval). R, G, B are taken at one pixel of each cell. Means E[] run over 12 x 12
+    Var l is Var m + E[F] + E[C] (Parseval). R, G, B are taken at one pixel of each cell. Means E[] run over 8 x 8
     points of the box (its visible part, at least one cell), for `context_...` over all cells. Only every second
     cell is looked at in both directions.
 
@@ -45,7 +45,8 @@ class ImageStatistics(Signal):
     scale; `brightness` E[m]; `contrast` deviation of l; `dark`, `bright` share of dark and bright cells;
     `colorfulness` of Hasler & Suesstrunk (2003); `surround_contrast` distance of the mean (l, R-G, (R+G)/2-B) from
     that of the surroundings; `surround_detail` log(E[F] / its surroundings'); `view_size` log sqrt(area) in view
-    pixels; and of the image `context_blockiness` log of the mean step across the 8 x 8 JPEG grid over that elsewhere.
+    pixels; and of the image `context_blockiness` log of the mean step across vertical lines of the 8 x 8 JPEG grid over
+    that elsewhere.
 
     Undefined, hence NaN: the whole row where the box is not finite or less than 2 view pixels of it are visible;
     `surround_...` where nothing lies around the box; `context_blockiness` where the image was rescaled for the
@@ -108,7 +109,7 @@ class ImageStatistics(Signal):
         whole = cells.flatten(1).unsqueeze(1)
         moments = torch.cat([_moments(within), _moments(whole)], 1)
         statistics = _describe(moments)
-        phase = (x1 - round(view.offset[0]), y1 - round(view.offset[1])) if view.scale == (1.0, 1.0) else None
+        phase = x1 - round(view.offset[0]) if view.scale == (1.0, 1.0) else None
 
         table = torch.cat([
             statistics[:, :n],
@@ -226,19 +227,16 @@ def _sample(cells: Tensor, boxes: Tensor, extent: Tensor) -> tuple[Tensor, Tenso
     return values[0], points
 
 
-def _blockiness(view: View, pixels: Tensor, phase: tuple[int, int] | None) -> Tensor:
+def _blockiness(view: View, pixels: Tensor, phase: int | None) -> Tensor:
     """(1,) log ratio of the mean step across the JPEG grid to that elsewhere.
 
-    `phase`: how many pixels (x, y) after a line of the grid `pixels` begins; None where there is no such grid.
+    `phase`: how many pixels after a vertical line of the grid `pixels` begins; None where there is no such grid.
     """
     if phase is None:
         return pixels.new_full((1,), nan, dtype=torch.float32)
-    lines, rest = [], []
-    across, along = _luminance(view, pixels[:, ::EVERY]), _luminance(view, pixels[:, :, ::EVERY]).T
-    for luma, shift in ((across, phase[0]), (along, phase[1])):
-        steps = (luma[:, 1:] - luma[:, :-1]).abs_().mean(0)
-        at_line = steps[(7 - shift) % 8 :: 8]
-        lines.append(at_line.mean())
-        rest.append((steps.sum() - at_line.sum()) / (len(steps) - len(at_line)))
+    luma = _luminance(view, pixels[:, ::EVERY])
+    steps = (luma[:, 1:] - luma[:, :-1]).abs_().mean(0)
+    lines = steps[(7 - phase) % 8 :: 8]
+    rest = (steps.sum() - lines.sum()) / (len(steps) - len(lines))
     level = 0.25 / 255  # below a quarter of a grey level there is nothing to compare
-    return ((torch.stack(lines).sum() + level) / (torch.stack(rest).sum() + level)).log().view(1)
+    return ((lines.mean() + level) / (rest + level)).log().view(1)
