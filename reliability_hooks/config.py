@@ -68,7 +68,7 @@ class DataSettings:
         images: Directory of the images.
         annotations: COCO `instances.json`.
         conditions: Synthetic conditions under which each image is seen (`clean`, `blur`, `noise`, `low_light`,
-            `low_resolution`, `fog`, `jpeg`).
+            `low_resolution`, `fog`, `jpeg`; `all` for every one).
         severity: Strength of the conditions in (0, 1].
         limit: Use this many images only.
         bank: Directory of images that signals which learn are shown (no labels needed); the images above, out of

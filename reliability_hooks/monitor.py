@@ -130,7 +130,8 @@ class Monitor:
         if self.interval is not None:
             answer["reliability_interval"] = torch.stack(self.interval.predict(reliability), 1)
         if self.guarantee is not None:
-            answer["verdict"] = self.guarantee.apply(reliability, self._groups.codes(self._factors(instances)))
+            factors = self._factors(instances)
+            answer["verdict"] = self.guarantee.apply(reliability, self._groups.codes(factors) if factors else None)
         return instances.with_columns(answer)
 
     @contextmanager
@@ -182,8 +183,9 @@ class Monitor:
             self.interval = Interval.fit(honest, correct, group, seed=seed)
             factors = self._factors(rows)
             self._groups = Groups.fit(factors)
+            cells = self._groups.codes(factors) if factors else None
             self.guarantee = Guarantee.fit(
-                honest, correct, group, self._groups.codes(factors), frame=image, seed=seed, names=self._groups.name,
+                honest, correct, group, cells, frame=image, seed=seed, names=self._groups.name,
                 target=self.settings["target"], delta=self.settings["delta"],
             )
         return self.model
@@ -271,8 +273,6 @@ class Monitor:
         return monitor
 
     def _factors(self, instances: Instances) -> dict[str, Tensor]:
-        if not self.settings["groups"]:
-            return {"all": torch.zeros_like(instances.labels)}
         return {name: FACTORS[name](instances) for name in self.settings["groups"]}
 
     def _usable(self, frame: Frame) -> Iterator[Signal]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from .. import __version__
 from ..config import Settings
-from ..evaluation.corruptions import corrupt
+from ..evaluation.corruptions import CONDITIONS, corrupt
 from ..evaluation.datasets import GroundTruth, ImageRecord
 from ..hook import Handle
 from ..images import ImageError, find_images, read_image
@@ -118,6 +118,13 @@ class Collector:
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             yield from progress.track(jobs, description=text)
+
+
+def expanded(settings: Settings) -> Settings:
+    """With `all` among the conditions standing for clean and every synthetic one."""
+    if "all" not in settings.data.conditions:
+        return settings
+    return replace(settings, data=replace(settings.data, conditions=["clean", *CONDITIONS]))
 
 
 def degrade(image: np.ndarray, condition: str, severity: float, seed: int | str) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor
-from .collect import Collector, label_names
+from .collect import Collector, expanded, label_names
 from .common import guarded, open_detector, parser, settings_of, terminal
 
 SHOWN = ("d_ece", "brier", "auroc", "augrc", "excess_augrc", "fpr95_error", "la_ece_0", "lrp_optimal", "oce")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate") -> int:
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--images", metavar="DIR", help="directory of the images")
     p.add_argument("--annotations", metavar="JSON", help="COCO instances.json")
-    p.add_argument("--conditions", metavar="NAMES", help="comma-separated: clean,blur,noise,low_light,...")
+    p.add_argument("--conditions", metavar="NAMES", help="`all`, or comma-separated: clean,blur,noise,low_light,...")
     p.add_argument("--out", metavar="DIR", default="runs/evaluate", help="directory of the results")
     args = p.parse_intermixed_args(list(argv))
 
@@ -66,6 +66,7 @@ def evaluate_monitor(settings: Settings, out: Path) -> int:
     Returns:
         0, or 1 where some images could not be read.
     """
+    settings = expanded(settings)
     data = settings.data
     if data.images is None or data.annotations is None:
         raise ValueError("which labelled images? give --images DIR and --annotations instances.json")

@@ -1,4 +1,4 @@
-"""Candidates cross-validated over images; the best is kept, the simpler one of a tie."""
+"""Candidates cross-validated over images; the best is kept, unless the confidence alone is as good."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ CANDIDATES = ("platt", "isotonic", "logistic", "boosting", "blend")
 """In order of complexity; `blend` is the mean of the logits of `logistic` and `boosting`."""
 MIN_ROWS, MIN_IMAGES, MIN_PER_CLASS = 100, 10, 10
 """Below any of these only the confidence is used: more evidence would be fitted to noise."""
+MIN_GAIN = 0.005
+"""Share of the loss that other evidence must save over the confidence alone: less is not worth depending on it."""
 FOLDS = 5
 # What cross-validation chooses among: C, alpha, number of trees; a member that is not here has no choice.
 GRIDS: dict[str, tuple[Any, ...]] = {
@@ -172,7 +174,11 @@ class Task:
             settings[member], raw[member] = GRIDS.get(member, (None,))[best], tried[:, best]
         outputs = {name: torch.stack([raw[m] for m in held]).mean(0) for name, held in members.items()}
         losses = {name: self.loss(z) for name, z in outputs.items()}
-        chosen = min(names, key=lambda name: float(losses[name].mean()))  # the first, and simplest, of a tie
+        mean = {name: float(losses[name].mean()) for name in names}
+        chosen = min(names, key=lambda name: mean[name])  # the first, and simplest, of a tie
+        alone = min((name for name in names if name in CALIBRATORS), key=lambda name: mean[name], default=chosen)
+        if mean[alone] <= mean[chosen] * (1 + MIN_GAIN):
+            chosen = alone
         groups = self.data.groups
         behind = {name: mean_and_error(loss - losses[chosen], groups) for name, loss in losses.items()}
 

@@ -10,6 +10,8 @@ import torch
 from reliability_hooks import Instances, Monitor
 from reliability_hooks.cli import collect, main
 from reliability_hooks.cli.collect import degrade, label_names
+from reliability_hooks.config import load_settings
+from reliability_hooks.evaluation.corruptions import CONDITIONS
 from reliability_hooks.hosts.base import Host
 
 
@@ -92,6 +94,12 @@ def test_conditions_are_the_same_every_time() -> None:
     assert np.array_equal(first, degrade(image, "noise", 0.5, 7))
     assert not np.array_equal(first, degrade(image, "noise", 0.5, 8))
     assert not np.array_equal(first, image)
+
+
+def test_all_conditions() -> None:
+    settings = load_settings(None, ["data.conditions", "[all]"])
+    assert collect.expanded(settings).data.conditions == ["clean", *CONDITIONS]
+    assert collect.expanded(load_settings()).data.conditions == ["clean"]
 
 
 def test_label_names_are_one_to_one() -> None:
