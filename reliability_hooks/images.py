@@ -34,12 +34,11 @@ def read_image(path: str | Path) -> np.ndarray:
             if image.mode.startswith("I") or image.mode == "F":
                 return _from_deep(np.asarray(image), path)
             return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as e:
+    except (UnidentifiedImageError, ImportError) as e:  # ultralytics patches its way in for HEIF: ImportError
         raise ImageError(f"{path} is no image that can be read") from e
     except FileNotFoundError as e:
         raise ImageError(f"{path} is not there") from e
-    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError) as e:
-        # Pillow raises all of these; ImportError comes from ultralytics, which patches its way in for HEIF
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # Pillow raises all of these
         raise ImageError(f"{path} cannot be read: {e}") from e
 
 

@@ -178,7 +178,8 @@ def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
         table.add_column(heading, justify="left" if heading in ("image", "class", "against it") else "right")
     for row in rows[:most]:
         score, value, iou = (_number(row[key]) for key in ("score", "reliability", "expected_iou"))
-        interval = "-".join(map(_number, row["reliability_interval"])) if value != "unknown" else ""
+        ends = [_number(v) for v in row["reliability_interval"]]
+        interval = "" if "unknown" in ends else "-".join(ends)
         table.add_row(row["file_name"], row["category_name"], score, value, interval, row["verdict"], iou,
                       "; ".join(row["reasons"]))
     console.print(table)
