@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Okabe-Ito colours, told apart with every kind of colour blindness: vermilion (doubt), yellow, blue (trust)
 STOPS = np.array([[213, 94, 0], [240, 228, 66], [0, 114, 178]], dtype=float)
 UNKNOWN = (120, 120, 120)
+CROWD = 12
+"""With more instances than this, reasons are left out of the picture: they would cover it."""
 
 
 def colour(reliability: float) -> tuple[int, int, int]:
@@ -85,7 +87,8 @@ def draw(
         if not all(math.isfinite(v) for v in box):
             continue
         name = names.get(int(instances.labels[i]), str(int(instances.labels[i])))
-        text = caption(name, float(instances.scores[i]), values[i], reasons[i] if reasons else "")
+        reason = reasons[i] if reasons and len(order) <= CROWD else ""
+        text = caption(name, float(instances.scores[i]), values[i], reason)
         width, height = pen.textlength(text, font=font) + 6, size + 6
         place = _place(box, width, height, picture.size, taken)
         taken.append(place)
