@@ -66,7 +66,7 @@ def in_turn(alone: Callable[[], Any], model: Any, monitor: Monitor, rounds: int)
 def main() -> None:
     args = arguments(__doc__, rounds={"type": int, "default": 12}, threads={"type": int, "default": 2})
     torch.set_num_threads(args.threads)
-    rounds = 6 if args.quick else args.rounds
+    rounds = args.rounds
     table, figures = [], {}
     for host, name, model, options in cases(args.quick):
         adapter = find_host(model)
