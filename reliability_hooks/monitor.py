@@ -49,12 +49,18 @@ class Reason:
 
 def unknown(instances: Instances) -> Instances:
     """The answer when there is none: reliability NaN, verdict unknown."""
-    nan = torch.full((len(instances),), torch.nan, device=instances.device)
-    verdict = torch.zeros(len(instances), dtype=torch.int64, device=instances.device)
-    interval = torch.full((len(instances), 2), torch.nan, device=instances.device)
-    return instances.with_columns(
-        {"reliability": nan, "reliability_interval": interval, "expected_iou": nan, "verdict": verdict}
-    )
+    return instances.with_columns(_no_answer(instances))
+
+
+def _no_answer(instances: Instances) -> dict[str, Tensor]:
+    n, device = len(instances), instances.device
+    nan = torch.full((n,), torch.nan, device=device)
+    return {
+        "reliability": nan,
+        "reliability_interval": torch.full((n, 2), torch.nan, device=device),
+        "expected_iou": nan,
+        "verdict": torch.zeros(n, dtype=torch.int64, device=device),
+    }
 
 
 class Monitor:
@@ -122,17 +128,16 @@ class Monitor:
         if len(instances) == 0:  # evidence may be missing where there is nothing: the schema stays
             none = torch.zeros(0, device=instances.device)
             columns = {name: none for signal in self.signals for name in signal.columns}
-        instances = unknown(instances.with_columns(columns))
         if self.model is None:
-            return instances
-        answer = self.model.predict(instances.columns, instances.scores, instances.labels)
+            return unknown(instances.with_columns(columns))
+        answer = self.model.predict({**instances.columns, **columns}, instances.scores, instances.labels)
         reliability = answer["reliability"]
         if self.interval is not None:
             answer["reliability_interval"] = torch.stack(self.interval.predict(reliability), 1)
         if self.guarantee is not None:
             factors = self._factors(instances)
             answer["verdict"] = self.guarantee.apply(reliability, self._groups.codes(factors) if factors else None)
-        return instances.with_columns(answer)
+        return instances.with_columns({**columns, **_no_answer(instances), **answer})
 
     @contextmanager
     def learning(self) -> Iterator[None]:

@@ -153,11 +153,12 @@ class Guarantee:
         Returns:
             (N,) int64 on the same device: 1 accept, 0 unknown, -1 reject.
         """
+        certified = bool(torch.cat([self.accept, self.reject]).isfinite().any())
+        if not certified or len(reliability) == 0:
+            return torch.zeros(len(reliability), dtype=torch.int64, device=reliability.device)
         r = as_scores(reliability)
         code = torch.zeros(len(r), dtype=torch.int64) if groups is None else groups.detach().cpu().to(torch.int64)
         photo = torch.zeros(len(r), dtype=torch.int64) if image is None else image_codes(image, len(r))
-        if len(self.groups) == 0 or len(r) == 0:
-            return torch.zeros(len(r), dtype=torch.int64, device=reliability.device)
         at = torch.searchsorted(self.groups, code).clamp(max=len(self.groups) - 1)
         seen = self.groups[at] == code
         verdict = torch.zeros(len(r), dtype=torch.int64)
