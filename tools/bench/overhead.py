@@ -91,7 +91,8 @@ def main() -> None:
             figures[key] = max(figures.get(key, 0.0), paired)  # the worst model of a host counts
     figures["memory_growth_mb_500"] = memory_growth(100 if args.quick else 500)
     show("detector + hook / detector", list(table[0]), [list(r.values()) for r in table])
-    finish(args, {"rounds": rounds, **machine(), "note": "median of the ratios of pairs on the same images, alone and hooked in turn"}, table, figures)
+    note = "median of the ratios of pairs on the same images, alone and hooked in turn"
+    finish(args, {"rounds": rounds, **machine(), "note": note}, table, figures)
 
 
 def caller(host: str, model: Any, images: Sequence[np.ndarray], options: dict[str, Any]) -> Callable[[], Any]:
