@@ -105,7 +105,8 @@ def measure(found: Found, column: str | None) -> dict[str, Estimate]:
         kept.append((instances[known], truth))
     rows, image = _stacked(kept)
     truths = [truth for _, truth in kept]
-    # each version of a photograph is matched by itself, and drawn with its photograph
+    # each version of a photograph is matched, and drawn, by itself: with several conditions, whose versions depend on
+    # each other, these intervals are too narrow; those of `by_condition` are not
     groups = np.array(found.photographs)
     ids = np.array([f"{p}\n{c}" for p, c in zip(found.photographs, found.conditions, strict=True)])
     single = len(set(found.photographs)) == len(found.photographs)

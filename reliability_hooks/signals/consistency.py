@@ -25,7 +25,7 @@ class Consistency(Signal):
 
     The views are mirrored left to right, shrunk to 3/4 (the rest grey), and brightened (gamma 0.6). In each view the
     partner of a detection is the strongest raw box of its class that overlaps it, moved back, with IoU >= 0.45: an
-    object that the detector knows keeps its score (Rottmann et al. 2020 and Becker et al. 2026 use the same idea).
+    object that the detector knows keeps its score.
 
     Columns (N,): for each view `..._score` and `..._iou` of the partner (0 without one); `mean_score`, `worst_score`;
     `drop` log-odds of the own score minus their mean over the views; `other_class` the strongest raw box of another
