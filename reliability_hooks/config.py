@@ -48,6 +48,7 @@ class MonitorSettings:
         target: Precision that is promised of accepted detections.
         delta: Probability with which that promise may fail.
         groups: Factors (`class`, `size`) whose every combination gets a promise of its own.
+        taus: Stricter IoU thresholds at which P(right) is given too.
         strict: Raise a fault of the hook instead of answering "unknown".
     """
 
@@ -57,6 +58,7 @@ class MonitorSettings:
     target: float = 0.9
     delta: float = 0.1
     groups: list[str] = field(default_factory=list)
+    taus: list[float] = field(default_factory=lambda: [0.75])
     strict: bool = False
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .frame import Frame
 from .hosts.base import Host, Removable, find_host
 from .instances import Instances
-from .monitor import Monitor, unknown
+from .monitor import Monitor, without_answer
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Handle:
             return self.monitor.apply(build())
         except Exception as fault:
             self._report(fault)
-            return unknown(bare())
+            return without_answer(bare())
 
     def _report(self, fault: Exception) -> None:
         if self.strict:

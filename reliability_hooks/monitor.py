@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .evaluation.datasets import GroundTruth
-from .evaluation.labels import labelled
+from .evaluation.labels import Pairs, with_mask_iou
 from .frame import Frame
 from .instances import Instances
-from .reliability.groups import Groups, size_codes
-from .reliability.guarantee import Guarantee
-from .reliability.interval import Interval
+from .reliability.drift import DriftTest
+from .reliability.judge import Judge, Terms, unknown
 from .reliability.model import ReliabilityModel
 from .reliability.state import StateError, load_state, pack, save_state, unpack
 from .signals.base import Signal, create
 
 log = logging.getLogger(__name__)
-
-FACTORS: dict[str, Callable[[Instances], Tensor]] = {
-    "class": lambda instances: instances.labels,
-    "size": lambda instances: size_codes((instances.boxes[:, 2:] - instances.boxes[:, :2]).clamp(min=0).prod(1)),
-}
-"""What detections can be grouped by, each with integer levels."""
-
 
 @dataclass(frozen=True)
 class Reason:
@@ -47,65 +38,29 @@ class Reason:
     change: float
 
 
-def unknown(instances: Instances) -> Instances:
-    """The answer when there is none: reliability NaN, verdict unknown."""
-    return instances.with_columns(_no_answer(instances))
-
-
-def _no_answer(instances: Instances) -> dict[str, Tensor]:
-    n, device = len(instances), instances.device
-    nan = torch.full((n,), torch.nan, device=device)
-    return {
-        "reliability": nan,
-        "reliability_interval": torch.full((n, 2), torch.nan, device=device),
-        "expected_iou": nan,
-        "verdict": torch.zeros(n, dtype=torch.int64, device=device),
-    }
-
-
 class Monitor:
     """Signals and the reliability that is made of them.
 
     Args:
         signals: Registered names, presets of them (`cheap`, `full`), or signals of one's own.
-        iou_threshold: A detection is right when it overlaps an object of its class by at least this IoU.
-        target: Precision that is promised of accepted detections (`reliability.guarantee.Guarantee`).
-        delta: Probability with which the promise may fail.
-        groups: Factors (`class`, `size`) whose every combination gets a promise of its own; one for all without.
-        seed: Of cross-validation and of everything else that draws.
+        **terms: Fields of `reliability.judge.Terms`: `iou_threshold`, `target`, `delta`, `groups`, `taus`, `seed`.
 
     Attributes:
-        model: Columns -> reliability; None until fitted.
-        interval: Reliability -> its 90 % interval; None until fitted, or with too little data.
-        guarantee: Reliability -> verdict; None until fitted, or with too little data.
+        judge: Columns -> reliability, interval, verdict, ...; None until fitted.
+        drift: Whether the world is still that of the calibration images: hand it each image's instances with
+            `drift.update(instances)`. None until fitted.
         fingerprint: The detector that it was fitted on.
     """
 
-    def __init__(
-        self,
-        signals: Sequence[str | Signal] = ("cheap",),
-        *,
-        iou_threshold: float = 0.5,
-        target: float = 0.9,
-        delta: float = 0.1,
-        groups: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, signals: Sequence[str | Signal] = ("cheap",), **terms: Any) -> None:
         self.signals = [s for given in signals for s in (create([given]) if isinstance(given, str) else [given])]
         names = [s.name for s in self.signals]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"signals listed twice: {', '.join(sorted(doubled))}")
-        if not 0 <= iou_threshold < 1:
-            raise ValueError(f"iou_threshold must lie in [0, 1), not {iou_threshold}")
-        if unknown_factors := set(groups) - FACTORS.keys():
-            raise ValueError(f"unknown groups {sorted(unknown_factors)}; there are: {', '.join(FACTORS)}")
-        self.settings: dict[str, Any] = {
-            "iou_threshold": iou_threshold, "target": target, "delta": delta, "groups": list(groups), "seed": seed,
-        }
-        self.model: ReliabilityModel | None = None
-        self.interval: Interval | None = None
-        self.guarantee: Guarantee | None = None
-        self._groups = Groups({})
+        asked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in terms.items()}
+        self.terms = Terms(**asked)
+        self.judge: Judge | None = None
+        self.drift: DriftTest | None = None
         self.fingerprint: dict[str, Any] | None = None
         self._learning = False
         self._skipped: set[str] = set()
@@ -120,7 +75,7 @@ class Monitor:
             for signal in self._usable(frame):
                 if signal.learns:
                     signal.update(frame)
-            return unknown(frame.instances)
+            return without_answer(frame.instances)
         instances = frame.instances
         columns: dict[str, Tensor] = {}
         for signal in self._usable(frame):
@@ -128,16 +83,8 @@ class Monitor:
         if len(instances) == 0:  # evidence may be missing where there is nothing: the schema stays
             none = torch.zeros(0, device=instances.device)
             columns = {name: none for signal in self.signals for name in signal.columns}
-        if self.model is None:
-            return unknown(instances.with_columns(columns))
-        answer = self.model.predict({**instances.columns, **columns}, instances.scores, instances.labels)
-        reliability = answer["reliability"]
-        if self.interval is not None:
-            answer["reliability_interval"] = torch.stack(self.interval.predict(reliability), 1)
-        if self.guarantee is not None:
-            factors = self._factors(instances)
-            answer["verdict"] = self.guarantee.apply(reliability, self._groups.codes(factors) if factors else None)
-        return instances.with_columns({**columns, **_no_answer(instances), **answer})
+        seen = instances.with_columns(columns)
+        return without_answer(seen) if self.judge is None else seen.with_columns(self.judge(seen))
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -158,50 +105,55 @@ class Monitor:
 
     def fit(
         self,
-        pairs: Iterable[tuple[Instances, GroundTruth]],
+        pairs: Pairs,
         groups: Sequence[Any] | None = None,
         fingerprint: dict[str, Any] | None = None,
+        *,
+        usual: Sequence[bool] | None = None,
+        parents: Mapping[int, int] | None = None,
     ) -> ReliabilityModel:
         """Fit the reliability on labelled images.
 
         Args:
-            pairs: For each image what `apply` gave and what is really there. Masks, logits and features are not used.
+            pairs: For each image what `apply` gave and what is really there. Logits and features are not used; masks
+                (or the column of `evaluation.labels.with_mask_iou`) give the expected mask IoU.
             groups: For each image what it is a version of, so that copies of one photograph are never on both sides
                 of cross-validation; each image by itself without it.
             fingerprint: Of the detector (`handle.host.fingerprint()`); a loaded monitor refuses any other.
+            usual: For each image whether it shows the world as it is (and not a synthetic condition): what `drift`
+                compares with. The first of each group without it.
+            parents: class -> group of classes (`DetectionDataset.parents`), to which one with few detections is drawn.
 
         Returns:
             The model; its `report` says what was chosen and why.
         """
-        pairs = list(pairs)
-        rows, correct, iou, image = labelled(pairs, self.settings["iou_threshold"])
+        if any(i.masks is not None for i, _ in pairs):
+            pairs = [(with_mask_iou(i, t), t) for i, t in pairs]
         groups = list(range(len(pairs))) if groups is None else list(groups)
-        codes = {g: i for i, g in enumerate(dict.fromkeys(groups))}
-        group = torch.tensor([codes[g] for g in groups], dtype=torch.int64)[image]
-        evidence = {n: rows.columns[n] for s in self.signals for n in s.columns if n in rows.columns}
-        seed = self.settings["seed"]
-        self.model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=seed)
+        columns = [name for signal in self.signals for name in signal.columns]
+        self.judge = Judge.fit(self.terms, columns, pairs, groups, parents)
         self.fingerprint = fingerprint
-        honest = self.model.cross_fitted
-        self.interval = self.guarantee = None
-        if honest is not None and bool(honest.isfinite().any()):
-            self.interval = Interval.fit(honest, correct, group, seed=seed)
-            factors = self._factors(rows)
-            self._groups = Groups.fit(factors)
-            cells = self._groups.codes(factors) if factors else None
-            self.guarantee = Guarantee.fit(
-                honest, correct, group, cells, frame=image, seed=seed, names=self._groups.name,
-                target=self.settings["target"], delta=self.settings["delta"],
-            )
-        return self.model
+        first = {g: i for i, g in reversed(list(enumerate(groups)))}
+        chosen = first.values() if usual is None else [i for i, u in enumerate(usual) if u]
+        self.drift = self._drift([pairs[i][0] for i in sorted(chosen)])
+        return self.judge.model
+
+    def _drift(self, images: Sequence[Instances]) -> DriftTest | None:
+        if len(images) < 2:
+            return None
+        # What a signal has learnt may come from these very images, to which no later one is then alike
+        phrases = {n: words for s in self.signals if not s.learns for n, words in s.columns.items()}
+        watched = [name for name in phrases if all(name in i.columns for i in images)]
+        return DriftTest.fit(images, columns=watched, phrases=phrases, seed=self.terms.seed)
 
     def reasons(self, instances: Instances, top: int = 2) -> list[list[Reason]]:
         """For each instance the `top` columns that lower its reliability most (or raise it least), in words."""
-        if self.model is None or len(instances) == 0:
+        if self.judge is None or len(instances) == 0:
             return [[] for _ in range(len(instances))]
+        model = self.judge.model
         phrases = {name: phrase for signal in self.signals for name, phrase in signal.columns.items()}
-        changes = self.model.contributions(instances.columns, instances.scores, instances.labels)
-        typical = dict(zip(self.model.table.names, self.model.table.center[1:].tolist(), strict=True))
+        changes = model.contributions(instances.columns, instances.scores, instances.labels)
+        typical = dict(zip(model.table.names, model.table.center[1:].tolist(), strict=True))
         names = [name for name in changes if name in phrases and name in typical]
         if not names:
             return [[] for _ in range(len(instances))]
@@ -236,14 +188,13 @@ class Monitor:
         Raises:
             ValueError: Nothing was fitted.
         """
-        if self.model is None:
+        if self.judge is None:
             raise ValueError("this monitor is not fitted; call fit() before save()")
-        parts = {"model": self.model.state(), **{s.name: s.state() for s in self.signals}}
-        if self.interval is not None and self.guarantee is not None:
-            parts |= {"interval": self.interval.state(), "guarantee": self.guarantee.state()}
-            parts["groups"] = self._groups.state()
+        parts = {"judge": self.judge.state(), **{s.name: s.state() for s in self.signals}}
+        if self.drift is not None:
+            parts["drift"] = self.drift.state()
         tensors, meta = pack(parts)
-        settings = {**self.settings, "signals": [s.name for s in self.signals]}
+        settings = {**asdict(self.terms), "signals": [s.name for s in self.signals]}
         save_state(directory, tensors, {"settings": settings, "fingerprint": self.fingerprint, "parts": meta})
 
     @classmethod
@@ -266,19 +217,14 @@ class Monitor:
             if names != fitted:
                 raise StateError(f"{directory} was fitted with the signals {fitted}, not {names}")
             monitor.fingerprint = meta["fingerprint"]
-            monitor.model = ReliabilityModel.from_state(unpack(parts, "model"))
-            if "guarantee" in meta["parts"]:
-                monitor.interval = Interval.from_state(unpack(parts, "interval"))
-                monitor.guarantee = Guarantee.from_state(unpack(parts, "guarantee"))
-                monitor._groups = Groups.from_state(unpack(parts, "groups"))
+            monitor.judge = Judge.from_state(monitor.terms, unpack(parts, "judge"))
+            if "drift" in meta["parts"]:
+                monitor.drift = DriftTest.from_state(unpack(parts, "drift"))
             for signal in monitor.signals:
                 signal.load_state(*unpack(parts, signal.name))
         except KeyError as e:
             raise StateError(f"{directory} is no complete monitor: {e} is missing; calibrate again") from e
         return monitor
-
-    def _factors(self, instances: Instances) -> dict[str, Tensor]:
-        return {name: FACTORS[name](instances) for name in self.settings["groups"]}
 
     def _usable(self, frame: Frame) -> Iterator[Signal]:
         for signal in self.signals:
@@ -288,3 +234,8 @@ class Monitor:
             elif len(frame.instances) and signal.name not in self._skipped:
                 self._skipped.add(signal.name)
                 log.warning("signal %s is skipped: this detector gives no %s", signal.name, " and no ".join(missing))
+
+
+def without_answer(instances: Instances) -> Instances:
+    """The instances with reliability NaN and verdict unknown."""
+    return instances.with_columns(unknown(len(instances), instances.device))

@@ -108,8 +108,9 @@ def test_a_fitted_monitor_knows_right_from_wrong_where_the_score_does_not(fitted
 
 
 def test_intervals_hold_the_reliability_and_verdicts_keep_the_promise(fitted: Monitor) -> None:
-    assert fitted.guarantee is not None
-    accept = next(row for row in fitted.guarantee.describe() if row["side"] == "accept")
+    assert fitted.judge is not None
+    assert fitted.judge.guarantee is not None
+    accept = next(row for row in fitted.judge.guarantee.describe() if row["side"] == "accept")
     assert accept["threshold"] is not None, accept["message"]
     pairs = [(fitted.apply(frame), truth) for frame, truth in map(scene, range(200, 260))]
     rows, correct, _, _ = labelled(pairs)
@@ -122,13 +123,65 @@ def test_intervals_hold_the_reliability_and_verdicts_keep_the_promise(fitted: Mo
     assert correct[verdict == -1].float().mean() <= 0.1
 
 
+def test_further_questions_are_answered(fitted: Monitor) -> None:
+    pairs = [(fitted.apply(frame), truth) for frame, truth in map(scene, range(200, 260))]
+    rows, correct, iou, _ = labelled(pairs)
+    strict = rows.columns["p_tp_75"]
+    assert (strict <= rows.reliability).all()
+    assert abs(strict.mean() - (correct & (iou >= 0.75)).float().mean()) < 0.05
+    assert ((rows.columns["p_class_right"] >= 0) & (rows.columns["p_class_right"] <= 1)).all()
+    with pytest.raises(ValueError, match="taus must lie between"):
+        Monitor(taus=[0.4])
+
+
+def test_masks_give_an_expected_mask_iou() -> None:
+    """Masks that fill the left half of their object's box: IoU one half where the detection is right."""
+    pairs = []
+    for seed in range(20):
+        frame, truth = scene(seed, n=6)
+        boxes = frame.instances.boxes.round()
+        found = frame.instances.replace(boxes=boxes, image_size=(100, 400))
+        masks = torch.zeros(6, 100, 400, dtype=torch.bool)
+        for mask, (x1, y1, _, y2) in zip(masks, boxes.long().tolist(), strict=True):
+            mask[y1:y2, x1 : x1 + 10] = True
+        polygons = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in truth.boxes.round().tolist()]
+        whole = GroundTruth(truth.boxes.round(), truth.labels, truth.crowd, polygons)
+        pairs.append((Monitor([Tell()]).apply(Frame(found.replace(masks=masks))), whole))
+    monitor = Monitor([Tell()])
+    monitor.fit(pairs)
+    out = monitor.apply(scene(300)[0])
+    sure = out.reliability > 0.8
+    assert sure.any()
+    assert (out.columns["expected_mask_iou"][sure] - 0.5).abs().max() < 0.1
+
+
+def test_drift_is_fitted_on_the_usual_images_alone(fitted: Monitor) -> None:
+    usual = [fitted.apply(scene(seed)[0]) for seed in range(400, 440)]
+    changed = [i.with_columns({"tell/value": i.columns["tell/value"] + 3}) for i in usual]
+    assert fitted.drift is not None
+    fitted.drift.reset()
+    for image in usual:
+        assert not fitted.drift.update(image).alarm
+    for image in changed:
+        state = fitted.drift.update(image)
+    fitted.drift.reset()
+    assert state.alarm
+    assert state.moved[0].signal == "tell/value"
+    pairs = [(fitted.apply(frame), truth) for frame, truth in map(scene, range(30))]
+    monitor = Monitor([Tell()])
+    monitor.fit(pairs * 2, groups=[*range(30), *range(30)])
+    once = monitor.drift
+    monitor.fit(pairs * 2, groups=[*range(30), *range(30)], usual=[True] * 30 + [False] * 30)
+    assert torch.equal(once.state()[0]["edges"], monitor.drift.state()[0]["edges"])
+
+
 def test_too_little_data_certifies_nothing() -> None:
     monitor = Monitor([Tell()], groups=["class", "size"])
     monitor.fit([(monitor.apply(frame), truth) for frame, truth in map(scene, range(4))])
     out = monitor.apply(scene(50)[0])
     assert (out.columns["verdict"] == 0).all()
     assert out.reliability.isfinite().all()
-    assert all("needs" in row["message"] for row in monitor.guarantee.describe())
+    assert all("needs" in row["message"] for row in monitor.judge.guarantee.describe())
     with pytest.raises(ValueError, match=r"unknown groups \['colour'\]"):
         Monitor(groups=["colour"])
 
@@ -186,7 +239,7 @@ def test_zero_detections_keep_the_schema(fitted: Monitor) -> None:
 
 def test_missing_evidence_is_no_trust_and_is_said_once(fitted: Monitor, caplog: pytest.LogCaptureFixture) -> None:
     monitor = Monitor([Tell(), "geometry"])
-    monitor.model = fitted.model
+    monitor.judge = fitted.judge
     frame, _ = scene(1, features=False)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

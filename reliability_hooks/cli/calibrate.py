@@ -16,14 +16,14 @@ from rich.table import Table
 from .. import __version__
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate, image_bootstrap
-from ..evaluation.datasets import DetectionDataset, GroundTruth, read_coco
+from ..evaluation.datasets import DetectionDataset, GroundTruth
 from ..evaluation.labels import labelled
 from ..evaluation.summary import CALIBRATION_METRICS
 from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor
-from .collect import Collector, expanded, label_names
+from .collect import Collector, expanded, jobs_of, labelled_images
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
 
 SHOWN = ("d_ece", "brier", "auroc", "augrc")
@@ -32,19 +32,13 @@ SHOWN = ("d_ece", "brier", "auroc", "augrc")
 def main(argv: Sequence[str], prog: str = "reliability-hooks calibrate") -> int:
     """Parse and run."""
     p = parser(prog, "Fit a monitor: how often is this detector right, given what its detections look like?",
-               ["detector", "host", "device", "conf", "batch"])
+               ["detector", "host", "device", "conf", "batch", "images", "annotations", "conditions"])
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
-    p.add_argument("--images", metavar="DIR", help="directory of the images")
-    p.add_argument("--annotations", metavar="JSON", help="COCO instances.json")
-    p.add_argument("--conditions", metavar="NAMES", help="`all`, or comma-separated: clean,blur,noise,low_light,...")
     p.add_argument("--out", metavar="DIR", help="directory of the monitor (default: monitor.path, or runs/monitor)")
     args = p.parse_intermixed_args(list(argv))
 
     def run() -> int:
-        flags = {"data.images": args.images, "data.annotations": args.annotations,
-                 "data.conditions": f"[{args.conditions}]" if args.conditions else None}
-        pairs = [x for key, value in flags.items() if value is not None for x in (key, value)]
-        settings = settings_of(args, [*pairs, *args.opts])
+        settings = settings_of(args, args.opts)
         return calibrate(settings, Path(args.out or settings.monitor.path or "runs/monitor"))
 
     return guarded(run, args.debug)
@@ -59,27 +53,22 @@ def calibrate(settings: Settings, out: Path) -> int:
         0, or 1 where some images could not be read; the monitor is fitted on the others.
     """
     settings = expanded(settings)
-    data = settings.data
-    if data.images is None or data.annotations is None:
-        raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
-    console = terminal()
-    monitor = new_monitor(settings)
+    console, monitor = terminal(), new_monitor(settings)
     with attach(open_detector(settings), monitor, strict=True) as handle:  # nothing is fitted on half the evidence
         fingerprint = handle.host.fingerprint()
-        dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
-        dataset = dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset
-        for name, count in dataset.unmapped.items():
-            console.print(f"{count} objects of class {name!r}, which the detector does not know", style="yellow")
+        dataset = labelled_images(handle, settings, console)
         collector = Collector(handle, settings, out / "cache")
-        jobs = [(record, condition) for condition in data.conditions for record in dataset]
-        found = list(collector.collect(jobs, console))
+        found = list(collector.collect(jobs_of(dataset, settings), console))
     pairs = [(instances, truth) for _, instances, truth in found]
-    model = monitor.fit(pairs, groups=[record.id for (record, _), _, _ in found], fingerprint=fingerprint)
+    model = monitor.fit(
+        pairs, groups=[record.id for (record, _), _, _ in found], fingerprint=fingerprint,
+        usual=[condition == settings.data.conditions[0] for (_, condition), _, _ in found], parents=dataset.parents,
+    )
     table = before_and_after(monitor, pairs, [(str(record.id), c) for (record, c), _, _ in found])
     monitor.save(out)
     write_json(out / "report.json", {
         "version": __version__, "settings": asdict(settings), "failed": collector.failed, "fit": model.report,
-        "guarantee": monitor.guarantee.describe() if monitor.guarantee else [],
+        "guarantee": promises(monitor),
         "protocol": protocol(settings, dataset),
         "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in table.items()},
     })
@@ -93,9 +82,9 @@ def before_and_after(
     monitor: Monitor, pairs: Sequence[tuple[Instances, GroundTruth]], images: Sequence[Any]
 ) -> dict[str, dict[str, Estimate]]:
     """Metrics of the raw score and of the cross-fitted reliability, intervals by bootstrap over photographs."""
-    assert monitor.model is not None
-    assert monitor.model.cross_fitted is not None
-    rows, correct, _, image = labelled(pairs, monitor.settings["iou_threshold"])
+    assert monitor.judge is not None
+    assert monitor.judge.model.cross_fitted is not None
+    rows, correct, _, image = labelled(pairs, monitor.terms.iou_threshold)
     photograph = np.array([name for name, *_ in images])[image.numpy()]
     metrics = {name: CALIBRATION_METRICS[name] for name in SHOWN}
 
@@ -106,7 +95,12 @@ def before_and_after(
             all_images=np.unique([name for name, *_ in images]),
         )
 
-    return {"detector's score": measure(rows.scores), "reliability": measure(monitor.model.cross_fitted)}
+    return {"detector's score": measure(rows.scores), "reliability": measure(monitor.judge.model.cross_fitted)}
+
+
+def promises(monitor: Monitor) -> list[dict[str, Any]]:
+    """What is certified, and what it would take where nothing is."""
+    return monitor.judge.guarantee.describe() if monitor.judge and monitor.judge.guarantee else []
 
 
 def protocol(settings: Settings, dataset: DetectionDataset) -> str:
@@ -130,10 +124,10 @@ def _print(
         shown.add_row(row, *(str(line[name]) for name in SHOWN))
     console.print(shown)
     console.print(text, highlight=False, style="dim")
-    assert monitor.model is not None
-    console.print(f"model: {monitor.model.report['chosen']}", highlight=False)
-    for note in monitor.model.notes:
+    assert monitor.judge is not None
+    console.print(f"model: {monitor.judge.model.report['chosen']}", highlight=False)
+    for note in monitor.judge.model.notes:
         console.print(f"note: {note}", highlight=False, style="yellow")
-    for line in monitor.guarantee.describe() if monitor.guarantee else []:
+    for line in promises(monitor):
         console.print(f"{line['side']}, {line['group']}: {line['message']}", highlight=False)
     console.print(f"written: {out}/ (monitor.json, state.safetensors, report.json)", highlight=False)

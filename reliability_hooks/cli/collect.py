@@ -18,7 +18,8 @@ from rich.progress import Progress, TimeRemainingColumn
 from .. import __version__
 from ..config import Settings
 from ..evaluation.corruptions import CONDITIONS, corrupt
-from ..evaluation.datasets import GroundTruth, ImageRecord
+from ..evaluation.datasets import DetectionDataset, GroundTruth, ImageRecord, read_coco
+from ..evaluation.labels import with_mask_iou
 from ..hook import Handle
 from ..images import ImageError, find_images, read_image
 from ..instances import Instances
@@ -65,7 +66,7 @@ class Collector:
             corrupt(torch.zeros(3, 8, 8, dtype=torch.uint8), condition)
         if self.cache is not None:
             self.cache.mkdir(parents=True, exist_ok=True)
-        if not self.handle.monitor.learns or self.handle.monitor.model is not None:  # a fitted one has learnt
+        if not self.handle.monitor.learns or self.handle.monitor.judge is not None:  # a fitted one has learnt
             yield from self._collect(jobs, console)
         elif self.settings.data.bank is not None:
             self.learn(find_images(self.settings.data.bank), console)
@@ -87,7 +88,7 @@ class Collector:
             found = list(self._read((job, job[0].path) for job in batch if job not in rows))
             seen = self._detect([degrade(pixels, job[1], severity, job[0].id) for job, pixels in found])
             for (job, _), instances in zip(found, seen, strict=True):
-                rows[job] = _bare(instances)
+                rows[job] = _bare(with_mask_iou(instances, job[0].truth))
                 if self.cache is not None:
                     _write_rows(self._file(job), rows[job])
             yield from ((job, rows[job], job[0].truth) for job in batch if job in rows)
@@ -118,6 +119,26 @@ class Collector:
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             yield from progress.track(jobs, description=text)
+
+
+def labelled_images(handle: Handle, settings: Settings, console: Console) -> DetectionDataset:
+    """The images that the settings name, with labels in the detector's terms.
+
+    Raises:
+        ValueError: They name none.
+    """
+    data = settings.data
+    if data.images is None or data.annotations is None:
+        raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
+    dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
+    for name, count in dataset.unmapped.items():
+        console.print(f"{count} objects of class {name!r}, which the detector does not know", style="yellow")
+    return dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset
+
+
+def jobs_of(dataset: DetectionDataset, settings: Settings) -> list[Job]:
+    """Every image under every condition of the settings."""
+    return [(record, condition) for condition in settings.data.conditions for record in dataset]
 
 
 def expanded(settings: Settings) -> Settings:

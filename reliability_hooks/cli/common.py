@@ -25,6 +25,9 @@ FLAGS = {
     "conf": ("detector.predict.conf", "score cut of the detector"),
     "batch": ("batch", "images in one call of the detector"),
     "monitor": ("monitor.path", "directory of a fitted monitor"),
+    "images": ("data.images", "directory of labelled images"),
+    "annotations": ("data.annotations", "their COCO instances.json"),
+    "conditions": ("data.conditions", "`all`, or comma-separated: clean,blur,noise,low_light,..."),
 }
 
 
@@ -42,8 +45,9 @@ def parser(prog: str, description: str, flags: Sequence[str]) -> argparse.Argume
 
 def settings_of(args: argparse.Namespace, opts: Sequence[str]) -> Settings:
     """The config file, then flags, then overrides."""
-    chosen = [(FLAGS[f][0], getattr(args, f)) for f in FLAGS if getattr(args, f, None) is not None]
-    return load_settings(args.config_file, [*(x for pair in chosen for x in pair), *opts])
+    chosen = [(f, getattr(args, f)) for f in FLAGS if getattr(args, f, None) is not None]
+    pairs = [x for f, value in chosen for x in (FLAGS[f][0], f"[{value}]" if f == "conditions" else value)]
+    return load_settings(args.config_file, [*pairs, *opts])
 
 
 def guarded(run: Callable[[], int], debug: bool) -> int:
@@ -74,9 +78,8 @@ def open_detector(settings: Settings) -> Any:
 def new_monitor(settings: Settings) -> Monitor:
     """An unfitted monitor as the settings say."""
     m = settings.monitor
-    return Monitor(
-        m.signals, iou_threshold=m.iou_threshold, target=m.target, delta=m.delta, groups=m.groups, seed=settings.seed
-    )
+    terms = {"target": m.target, "delta": m.delta, "groups": m.groups, "taus": m.taus, "seed": settings.seed}
+    return Monitor(m.signals, iou_threshold=m.iou_threshold, **terms)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

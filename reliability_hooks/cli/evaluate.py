@@ -16,39 +16,32 @@ from torch import Tensor
 from .. import __version__
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate, image_bootstrap
-from ..evaluation.datasets import GroundTruth, read_coco
+from ..evaluation.datasets import GroundTruth
 from ..evaluation.diagram import reliability_diagram
-from ..evaluation.labels import labelled
+from ..evaluation.labels import labelled, truth_of
 from ..evaluation.selective import risk_coverage
 from ..evaluation.summary import CALIBRATION_METRICS, evaluate
 from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor
-from .collect import Collector, expanded, label_names
+from .collect import Collector, expanded, jobs_of, labelled_images
 from .common import guarded, open_detector, parser, settings_of, terminal
 
-SHOWN = ("d_ece", "brier", "auroc", "augrc", "excess_augrc", "fpr95_error", "la_ece_0", "lrp_optimal", "oce")
+SHOWN = (
+    "d_ece", "brier", "nll", "auroc", "aupr_error", "fpr95_error", "augrc", "excess_augrc", "la_ece_0", "lrp_optimal",
+    "oce",
+)
 
 
 def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate") -> int:
     """Parse and run."""
     p = parser(prog, "How good is the reliability on labelled images that the monitor was not fitted on?",
-               ["detector", "host", "device", "conf", "batch", "monitor"])
+               ["detector", "host", "device", "conf", "batch", "monitor", "images", "annotations", "conditions"])
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
-    p.add_argument("--images", metavar="DIR", help="directory of the images")
-    p.add_argument("--annotations", metavar="JSON", help="COCO instances.json")
-    p.add_argument("--conditions", metavar="NAMES", help="`all`, or comma-separated: clean,blur,noise,low_light,...")
     p.add_argument("--out", metavar="DIR", default="runs/evaluate", help="directory of the results")
     args = p.parse_intermixed_args(list(argv))
-
-    def run() -> int:
-        flags = {"data.images": args.images, "data.annotations": args.annotations,
-                 "data.conditions": f"[{args.conditions}]" if args.conditions else None}
-        pairs = [x for key, value in flags.items() if value is not None for x in (key, value)]
-        return evaluate_monitor(settings_of(args, [*pairs, *args.opts]), Path(args.out))
-
-    return guarded(run, args.debug)
+    return guarded(lambda: evaluate_monitor(settings_of(args, args.opts), Path(args.out)), args.debug)
 
 
 @dataclass(frozen=True)
@@ -67,19 +60,13 @@ def evaluate_monitor(settings: Settings, out: Path) -> int:
         0, or 1 where some images could not be read.
     """
     settings = expanded(settings)
-    data = settings.data
-    if data.images is None or data.annotations is None:
-        raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
     if settings.monitor.path is None:
         raise ValueError("which monitor? give --monitor DIR, or fit one with `reliability-hooks calibrate`")
     console, monitor = terminal(), Monitor.load(settings.monitor.path)
     with attach(open_detector(settings), monitor, strict=True) as handle:
-        names = label_names(handle.host.class_names())
-        dataset = read_coco(data.annotations, data.images, names)
-        dataset = dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset
+        dataset = labelled_images(handle, settings, console)
         collector = Collector(handle, settings, None)
-        jobs = [(record, condition) for condition in data.conditions for record in dataset]
-        rows = list(collector.collect(jobs, console))
+        rows = list(collector.collect(jobs_of(dataset, settings), console))
     found = Found([(i, t) for _, i, t in rows], [str(r.id) for (r, _), _, _ in rows], [c for (_, c), _, _ in rows])
     results = {"detector's score": measure(found, None), "reliability": measure(found, "reliability")}
     table = by_condition(found, monitor)
@@ -104,18 +91,10 @@ def measure(found: Found, column: str | None) -> dict[str, Estimate]:
         known = instances.columns["reliability"].isfinite()
         kept.append((instances[known], truth))
     rows, image = _stacked(kept)
-    truths = [truth for _, truth in kept]
-    # each version of a photograph is matched, and drawn, by itself: with several conditions, whose versions depend on
-    # each other, these intervals are too narrow; those of `by_condition` are not
-    groups = np.array(found.photographs)
-    ids = np.array([f"{p}\n{c}" for p, c in zip(found.photographs, found.conditions, strict=True)])
-    single = len(set(found.photographs)) == len(found.photographs)
-    use = groups if single else ids
     return evaluate(
-        rows.boxes, rows.scores, rows.labels, use[image],
-        np.concatenate([t.boxes for t in truths]), np.concatenate([t.labels for t in truths]),
-        np.repeat(use, [len(t) for t in truths]), np.concatenate([t.crowd for t in truths]),
-        reliability=None if column is None else rows.columns[column], all_images=np.unique(use), draws=200,
+        rows.boxes, rows.scores, rows.labels, image, *truth_of(kept),
+        reliability=None if column is None else rows.columns[column], all_images=np.arange(len(kept)), draws=200,
+        drawn_with=found.photographs,
     )
 
 
@@ -124,7 +103,7 @@ def by_condition(found: Found, monitor: Monitor) -> dict[str, dict[str, Estimate
     out = {}
     for condition in dict.fromkeys(found.conditions):
         chosen = [i for i, c in enumerate(found.conditions) if c == condition]
-        rows, correct, _, image = labelled([found.pairs[i] for i in chosen], monitor.settings["iou_threshold"])
+        rows, correct, _, image = labelled([found.pairs[i] for i in chosen], monitor.terms.iou_threshold)
         photographs = np.array([found.photographs[i] for i in chosen])
         known = rows.reliability.isfinite()
         out[condition] = {
@@ -139,7 +118,7 @@ def by_condition(found: Found, monitor: Monitor) -> dict[str, dict[str, Estimate
 
 def precision_of_verdicts(found: Found, monitor: Monitor) -> list[dict[str, Any]]:
     """For each verdict: how many detections got it, and the share of them that is right."""
-    rows, correct, _, _ = labelled(found.pairs, monitor.settings["iou_threshold"])
+    rows, correct, _, _ = labelled(found.pairs, monitor.terms.iou_threshold)
     verdict = rows.columns["verdict"]
     return [
         {"verdict": name, "detections": int((verdict == code).sum()), "share": float((verdict == code).float().mean()),
@@ -157,7 +136,7 @@ def draw(
 
     from ..report.plots import plot_conditions, plot_reliability, plot_risk_coverage
 
-    rows, correct, _, image = labelled(found.pairs, monitor.settings["iou_threshold"])
+    rows, correct, _, image = labelled(found.pairs, monitor.terms.iou_threshold)
     known = rows.reliability.isfinite()
     y, photograph = correct[known].numpy(), np.array(found.photographs)[image[known].numpy()]
     judged: dict[str, Tensor] = {"detector's score": rows.scores[known], "reliability": rows.reliability[known]}

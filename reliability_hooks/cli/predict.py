@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..hook import Handle, attach
 from ..images import ImageError, find_images, is_video, read_image, read_video
 from ..instances import Instances
 from ..monitor import Monitor
+from ..reliability.drift import DriftState
 from ..report.overlay import draw
 from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 
@@ -32,6 +33,7 @@ class Run:
     rows: Rows = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     images: int = 0
+    drift: DriftState | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
             for batch in batches(_items(files, run, lambda: progress.advance(task)), settings.batch):
                 for item, instances in _detect(handle, batch, settings.detector.predict, run):
                     run.images += 1
+                    if monitor.drift is not None and item.video is None:  # frames of a video depend on their neighbours
+                        run.drift = monitor.drift.update(instances)
                     reasons = [[r for r in row if r.change < -0.02] for row in monitor.reasons(instances)]
                     words = [[f"{r.phrase} ({r.change:+.2f})" for r in row] for row in reasons]
                     picture = draw(item.pixels, instances, names, [row[0].phrase if row else "" for row in reasons])
@@ -95,9 +99,9 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
     write_json(out / "predictions.json", run.rows)
     write_json(out / "run.json", {
         "source": str(source), "detector": settings.detector.weights, "monitor": m.path, "images": run.images,
-        "detections": len(run.rows), "failed": run.failed,
+        "detections": len(run.rows), "failed": run.failed, "drift": None if run.drift is None else asdict(run.drift),
     })
-    _print(console, run, fitted=monitor.model is not None)
+    _print(console, run, fitted=monitor.judge is not None)
     return 1 if run.failed else 0
 
 
@@ -185,6 +189,9 @@ def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
     console.print(table)
     if not fitted:
         console.print("no monitor: reliability is unknown. Fit one: reliability-hooks calibrate --help", style="yellow")
+    if run.drift is not None:
+        shown = replace(run.drift, moved=run.drift.moved[:3])
+        console.print(f"against the calibration images: {shown}", style="yellow" if shown.alarm else None, highlight=False)
     console.print(f"written: {run.out}/ (pictures, predictions.json, run.json)", highlight=False)
     for failure in run.failed:
         print(f"failed: {failure['file']}: {failure['error']}", file=sys.stderr)

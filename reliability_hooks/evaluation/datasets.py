@@ -55,12 +55,14 @@ class DetectionDataset:
         unmapped: class name -> number of its objects, for classes that `names` lacks, in all that was read
             (a subset keeps the count of the whole).
         dropped: number of boxes without area that were left out, in all that was read.
+        parents: label -> number of its supercategory, for classes that have one.
     """
 
     names: tuple[str, ...]
     images: tuple[ImageRecord, ...]
     unmapped: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
+    parents: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,7 +140,10 @@ def read_coco(
         raise ValueError(
             f"{source}: an image, category or annotation is incomplete or refers to an id that is not there ({error!r})"
         ) from error
-    return assemble(source, folder, entries, list(category.values()), names, open_set)
+    dataset = assemble(source, folder, entries, list(category.values()), names, open_set)
+    above = {str(c["name"]): str(c["supercategory"]) for c in content["categories"] if c.get("supercategory")}
+    number = {name: k for k, name in enumerate(sorted(set(above.values())))}
+    return replace(dataset, parents={k: number[above[n]] for k, n in enumerate(dataset.names) if n in above})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from ..instances import Instances
 from .datasets import GroundTruth
-from .matching import Matches, match
+from .matching import match
+
+Pairs = Sequence[tuple[Instances, GroundTruth]]
+MASK_IOU = "truth/mask_iou"
+"""Column that `with_mask_iou` adds."""
 
 
-def labelled(
-    pairs: Sequence[tuple[Instances, GroundTruth]], iou_threshold: float = 0.5
-) -> tuple[Instances, Tensor, Tensor, Tensor]:
+def labelled(pairs: Pairs, iou_threshold: float = 0.5) -> tuple[Instances, Tensor, Tensor, Tensor]:
     """All detections of labelled images with what is true of them; those on crowd regions are left out.
 
     Returns:
@@ -35,23 +38,42 @@ def labelled(
     ]
     rows = Instances.cat(bare)
     image = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(i) for i in bare]))
-
-    truths = [t for _, t in pairs]
-
-    def at(threshold: float) -> Matches:
-        return match(
-            rows.boxes,
-            rows.scores,
-            rows.labels,
-            image,
-            np.concatenate([t.boxes for t in truths]),
-            np.concatenate([t.labels for t in truths]),
-            np.repeat(np.arange(len(pairs)), [len(t) for t in truths]),
-            np.concatenate([t.crowd for t in truths]),
-            iou_threshold=threshold,
-        )
-
-    strict, any_overlap = at(iou_threshold), at(0.0)
+    strict, any_overlap = (
+        match(rows.boxes, rows.scores, rows.labels, image, *truth_of(pairs), iou_threshold=tau)
+        for tau in (iou_threshold, 0.0)
+    )
     keep = torch.from_numpy(~strict.ignore)
     iou = torch.from_numpy(any_overlap.iou * any_overlap.tp)
     return rows[keep], torch.from_numpy(strict.tp)[keep], iou[keep].float(), image[keep]
+
+
+def with_mask_iou(instances: Instances, truth: GroundTruth) -> Instances:
+    """The instances with the column `MASK_IOU`: of each mask with that of the object that its box is matched to.
+
+    At any overlap of boxes, as the box's own IoU; 0 without such an object, NaN where a crowd absorbs the detection,
+    and where detections or objects have no masks.
+    """
+    if instances.masks is None or truth.masks is None or instances.image_size is None:
+        return instances.with_columns({MASK_IOU: torch.full_like(instances.scores, nan, dtype=torch.float32)})
+    from .masks import MaskIoU, as_rle, encode
+
+    where = np.zeros(len(instances), np.int64), np.zeros(len(truth), np.int64)
+    kept = instances.cpu()
+    found = match(kept.boxes, kept.scores, kept.labels, where[0], truth.boxes, truth.labels, where[1], truth.crowd,
+                  iou_threshold=0.0)  # fmt: skip
+    value = np.where(found.ignore, nan, 0.0)
+    hit = np.flatnonzero(found.tp)
+    if len(hit):
+        theirs = [as_rle(truth.masks[j], *instances.image_size) for j in found.gt_index[hit]]
+        each = np.arange(len(hit))
+        value[hit] = MaskIoU(encode(kept.masks_at(instances.image_size)[hit]), theirs)(each, each)
+    return instances.with_columns({MASK_IOU: torch.from_numpy(value).float().to(instances.device)})
+
+
+def truth_of(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, labels, index of the pair and crowd flags of all annotated objects, as `match` takes them."""
+    truths = [t for _, t in pairs]
+    return (
+        np.concatenate([t.boxes for t in truths]), np.concatenate([t.labels for t in truths]),
+        np.repeat(np.arange(len(pairs)), [len(t) for t in truths]), np.concatenate([t.crowd for t in truths]),
+    )  # fmt: skip

@@ -63,6 +63,7 @@ def evaluate(
     iou_threshold: float = 0.5,
     n_classes: int | None = None,
     all_images: ArrayLike | None = None,
+    drawn_with: Sequence[Any] | None = None,
     draws: int = 500,
     level: float = 0.95,
     seed: int = 0,
@@ -89,6 +90,8 @@ def evaluate(
         iou_threshold: of a true positive; LaECE takes 0.1, LaECE_0 and LaACE_0 take 0, OCE 0.5 and 0.75.
         n_classes: number of classes, so that empty ones are counted; None: the largest label + 1.
         all_images: ids of all images looked at; None: those with a detection or a ground truth.
+        drawn_with: for each of `all_images` the id of what it is a version of, such as the photograph that was
+            blurred: the bootstrap draws these. None: each image by itself.
         draws: of the bootstrap.
         level: coverage of the intervals.
         seed: of the bootstrap.
@@ -116,6 +119,11 @@ def evaluate(
         overlap = MaskIoU([packed[i] for i in rows], gt_masks, crowd)
     if all_images is None:
         all_images = np.unique(np.concatenate([ids for ids in (image, gt_image) if len(ids)] or [image]))
+    versions = np.asarray(all_images)
+    sources = versions if drawn_with is None else np.asarray(drawn_with)
+    if len(sources) != len(versions):
+        raise ValueError(f"drawn_with must name one source for each of {len(versions)} images, not {len(sources)}")
+    order = np.argsort(versions)
 
     found = {
         tau: match(corners, score, label, image, gt_boxes, gt_label, gt_image, crowd, tau, pair_iou=overlap)
@@ -126,7 +134,10 @@ def evaluate(
     def measure(
         metrics: Mapping[str, Metric], ids: ArrayLike, arrays: Sequence[ArrayLike], said: Mapping[str, Any]
     ) -> dict[str, Estimate]:
-        return image_bootstrap(metrics, ids, *arrays, draws=draws, level=level, seed=seed, all_images=all_images,
+        if not (known := np.isin(ids, versions)).all():
+            raise ValueError(f"image id {np.asarray(ids)[~known][0]} is not among all_images")
+        source = sources[order[np.searchsorted(versions, ids, sorter=order)]]
+        return image_bootstrap(metrics, source, *arrays, draws=draws, level=level, seed=seed, all_images=sources,
                                protocol={**said, **shared})
 
     judged = found[iou_threshold]

@@ -17,7 +17,8 @@ from reliability_hooks.hosts.base import Host
 
 def test_a_monitor_and_its_report(monitor: Path) -> None:
     loaded = Monitor.load(monitor)
-    assert loaded.model is not None
+    assert loaded.judge is not None
+    assert loaded.drift is not None
     report = json.loads((monitor / "report.json").read_text())
     assert report["failed"] == []
     assert "COCO greedy" in report["protocol"]

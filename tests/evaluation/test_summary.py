@@ -118,3 +118,22 @@ def test_bad_input():
         evaluate(**scene, reliability=np.full(len(scene["boxes"]), np.nan), draws=2)
     with pytest.raises(ValueError, match="reliability must have shape"):
         evaluate(**scene, reliability=[0.5], draws=2)
+
+
+def test_versions_of_a_photograph_are_drawn_together():
+    """Each image twice: the figures stay, and so do the intervals, unless the copies are taken for independent."""
+    scene = toy()
+    ids = np.arange(1 + max(scene["image_ids"].max(), scene["gt_image_ids"].max()))
+    offset = {"image_ids": len(ids), "gt_image_ids": len(ids)}
+    twice = {k: np.concatenate([v, v + offset.get(k, 0)]) if v is not None else None for k, v in scene.items()}
+    both = np.concatenate([ids, ids + len(ids)])
+    once = evaluate(**scene, all_images=ids, draws=50)["brier"]
+    together = evaluate(**twice, all_images=both, drawn_with=[*ids, *ids], draws=50)["brier"]
+    apart = evaluate(**twice, all_images=both, draws=50)["brier"]
+    assert (together.low, together.value, together.high) == pytest.approx((once.low, once.value, once.high))
+    assert together.n_images == len(ids)
+    assert apart.high - apart.low < 0.9 * (once.high - once.low)
+    with pytest.raises(ValueError, match="one source for each"):
+        evaluate(**twice, all_images=both, drawn_with=ids)
+    with pytest.raises(ValueError, match="not among all_images"):
+        evaluate(**scene, all_images=ids[1:], draws=2)

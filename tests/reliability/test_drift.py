@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reliability_hooks.instances import Instances
-from reliability_hooks.reliability import drift
+from reliability_hooks.reliability import exchangeability
 from reliability_hooks.reliability.drift import DriftState, DriftTest, Evidence, summarise
 from reliability_hooks.reliability.state import load_state, save_state
 
@@ -97,7 +97,7 @@ def test_the_simulation_would_show_a_fixed_reference_breaking_the_promise(monkey
 @pytest.mark.parametrize("bins", [2, 3, 128])
 def test_the_urn_gives_the_exact_chance_of_every_sequence_of_bins(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against all 720 orders of six numbers, three of them for calibration: equally likely if exchangeable."""
-    monkeypatch.setattr(drift, "BINS", bins)
+    monkeypatch.setattr(exchangeability, "BINS", bins)
     found: Counter[tuple[int, ...]] = Counter()
     chance: dict[tuple[int, ...], float] = {}
     for order in itertools.permutations(range(6)):
@@ -119,11 +119,11 @@ def naive(p: list[float], endless: bool) -> float:
     """The module's formulas, as a sum over all beginnings of products of bets."""
     weight = [1.0 if endless else 1 / math.log2(t + 2) - 1 / math.log2(t + 3) for t in range(len(p))]
     total = 0.0
-    for power in drift.POWERS:
+    for power in exchangeability.POWERS:
         for side in (lambda q: q, lambda q: 1 - q):
             bets = [power * side(q) ** (power - 1) for q in p]
             total += sum(w * math.prod(bets[j:]) for j, w in enumerate(weight))
-    return total / (2 * len(drift.POWERS)) + (0.0 if endless else 1 / math.log2(len(p) + 2))
+    return total / (2 * len(exchangeability.POWERS)) + (0.0 if endless else 1 / math.log2(len(p) + 2))
 
 
 @settings(max_examples=30, deadline=None)
@@ -151,7 +151,7 @@ def test_p_values_are_uniform_and_independent_even_with_ties() -> None:
         before = evidence.cusum.clip(0)
         evidence.update(rng.integers(0, 3, 4000).astype(float))
         gain = (evidence.cusum - before)[:, 0]
-        p.append(np.exp((gain - math.log(drift.POWERS[0])) / (drift.POWERS[0] - 1)))
+        p.append(np.exp((gain - math.log(exchangeability.POWERS[0])) / (exchangeability.POWERS[0] - 1)))
     grid = np.linspace(0.1, 0.9, 9)
     for values in p:
         assert np.abs((values[:, None] <= grid).mean(0) - grid).max() < 1.95 / math.sqrt(4000)  # Kolmogorov, .001
@@ -315,7 +315,7 @@ def test_memory_does_not_grow() -> None:
     size = sum(t.numel() for t in evidence.state()[0].values())
     for values in rng.normal(size=(50, 2)):
         evidence.update(values)
-    assert sum(t.numel() for t in evidence.state()[0].values()) == size < 5 * 2 * drift.BINS
+    assert sum(t.numel() for t in evidence.state()[0].values()) == size < 5 * 2 * exchangeability.BINS
     assert evidence.counts.sum(1) == pytest.approx([1051, 1051])
 
 
