@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +75,62 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
+class Classifier:
+    """The last layer of the detector's classifier at each object: `logits = weight[which] @ inputs + bias[which]`.
+
+    A convolution is the linear map of the patch that it sees.
+
+    Attributes:
+        inputs: (N, D); NaN rows where the object's raw row is not known.
+        weight: (L, K, D), one for each level (or anchor) that has a layer of its own; K without the background.
+        bias: (L, K).
+        which: (N,) int64 in [0, L).
+    """
+
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+    which: Tensor
+
+
+class Rerun(Protocol):
+    """The detector on other pixels."""
+
+    def __call__(self, pixels: Tensor, dropout: bool = False) -> list[Candidates]:
+        """(B, 3, h, w) pixels as the view's -> the candidates in each, boxes in view pixels; one forward pass.
+
+        Args:
+            pixels: Normalised as the view's pixels are.
+            dropout: Dropout is active in this pass, and draws from the global random generators.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Glance:
+    """The same objects in B other versions of the view's pixels.
+
+    Attributes:
+        logits: (B, N, K) at the raw rows (the RoIs of two-stage detectors) that the kept boxes came from, columns as
+            `Instances.logits`; NaN for an object whose raw row is not known.
+        maps: As `Frame.maps`, each (B, C, h, w); None where the host gives none, or was not asked for them.
+    """
+
+    logits: Tensor
+    maps: Mapping[str, Tensor] | None = None
+
+
+class Look(Protocol):
+    """The kept objects in other pixels, differentiable."""
+
+    def __call__(self, pixels: Tensor) -> Glance:
+        """(B, 3, h, w) pixels as the view's -> what is found at the same rows; one forward pass.
+
+        Gradients flow to `pixels` where they require them; none are left on the model's weights, and it is called in
+        grad mode whatever mode the detector runs in.
+        """
+
+
+@dataclass(frozen=True, eq=False)
 class Frame:
     """One image on its way through the signals.
 
@@ -85,13 +142,19 @@ class Frame:
             where the host cannot give them.
         rerun: (B, 3, h, w) pixels as the view's -> the candidates in each, boxes in view pixels; costs a forward
             pass. None where the host cannot do it.
+        dropout: Whether the model has dropout, without which `rerun(pixels, dropout=True)` changes nothing.
+        look: The kept objects in other pixels, with gradients; None where the host cannot do it.
+        classifier: The last layer in front of the logits, or None where the host cannot give it.
     """
 
     instances: Instances
     view: View | None = None
     candidates: Candidates | None = None
     maps: Mapping[str, Tensor] | None = None
-    rerun: Callable[[Tensor], list[Candidates]] | None = None
+    rerun: Rerun | None = None
+    dropout: bool = False
+    look: Look | None = None
+    classifier: Classifier | None = None
 
     def with_instances(self, instances: Instances) -> Frame:
         return replace(self, instances=instances)
@@ -100,10 +163,12 @@ class Frame:
         """Whether the evidence that a signal requires is there (`signals.base.REQUIREMENTS`)."""
         if requirement == "image":
             return self.view is not None
-        if requirement in ("candidates", "maps"):
+        if requirement in ("candidates", "maps", "look", "classifier"):
             return getattr(self, requirement) is not None
         if requirement == "model":
             return self.rerun is not None
+        if requirement == "dropout":
+            return self.rerun is not None and self.dropout
         if requirement == "tracks":
             return self.instances.track_ids is not None
         return getattr(self.instances, requirement) is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from ..evaluation.labels import with_mask_iou
 from ..hook import Handle
 from ..images import ImageError, find_images, read_image
 from ..instances import Instances
+from .cache import RowCache, digest, truth_digest
 from .common import batches
 
 T = TypeVar("T")
@@ -43,15 +42,25 @@ class Collector:
 
     def __init__(self, handle: Handle, settings: Settings, cache: Path | None) -> None:
         self.handle, self.settings = handle, settings
-        self.cache = None if cache is None else cache / _key(handle, settings)
+        self.taught_by = [asdict(settings.data), settings.data.bank]
+        self.cache = None
+        if cache is not None:
+            same = [__version__, handle.host.fingerprint(), settings.detector.predict, settings.data.severity]
+            self.cache = RowCache(cache / digest(same), handle.monitor.signals, self.taught_by)
         self.failed: list[str] = []
 
     def learn(self, paths: Sequence[Path], console: Console) -> None:
-        """Show images to the signals that have to see some first."""
+        """Show images to the signals that have to see some first, unless they are known to have seen these."""
+        signals = [s for s in self.handle.monitor.signals if s.learns]
+        key = digest([s.name for s in signals], self.taught_by, paths)
+        if self.cache is not None and self.cache.recall(key, signals):
+            return
         with self.handle.monitor.learning():
             for batch in batches(self._progress(paths, console, "learning"), self.settings.batch):
                 images = list(self._read((path, path) for path in batch))
                 self._detect([pixels for _, pixels in images])
+        if self.cache is not None:
+            self.cache.remember(key, signals)
 
     def collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
         """The instances of every job, without masks, logits and features; from the cache where it is there.
@@ -64,8 +73,6 @@ class Collector:
         """
         for condition in {condition for _, condition in jobs}:
             corrupt(torch.zeros(3, 8, 8, dtype=torch.uint8), condition)
-        if self.cache is not None:
-            self.cache.mkdir(parents=True, exist_ok=True)
         if not self.handle.monitor.learns or self.handle.monitor.judge is not None:  # a fitted one has learnt
             yield from self._collect(jobs, console)
         elif self.settings.data.bank is not None:
@@ -76,8 +83,7 @@ class Collector:
             for k in range(FOLDS):
                 held = set(paths[k::FOLDS])
                 own = [job for job in jobs if job[0].path in held]
-                if any(self._kept(job) is None for job in own):
-                    self.learn([path for path in paths if path not in held], console)
+                self.learn([path for path in paths if path not in held], console)
                 yield from self._collect(own, console)
             self.learn(paths, console)
 
@@ -90,7 +96,7 @@ class Collector:
             for (job, _), instances in zip(found, seen, strict=True):
                 rows[job] = _bare(with_mask_iou(instances, job[0].truth))
                 if self.cache is not None:
-                    _write_rows(self._file(job), rows[job])
+                    self.cache.write(_key(job), rows[job])
             yield from ((job, rows[job], job[0].truth) for job in batch if job in rows)
 
     def _read(self, items: Iterable[tuple[T, Path]]) -> Iterator[tuple[T, np.ndarray]]:
@@ -105,14 +111,7 @@ class Collector:
         return self.handle.predict(images, **self.settings.detector.predict) if images else []
 
     def _kept(self, job: Job) -> Instances | None:
-        if self.cache is None or not self._file(job).is_file():
-            return None
-        return _read_rows(self._file(job))
-
-    def _file(self, job: Job) -> Path:
-        assert self.cache is not None
-        name = hashlib.sha256(f"{job[0].id}|{job[0].path}|{job[1]}".encode()).hexdigest()[:24]
-        return self.cache / f"{name}.safetensors"
+        return None if self.cache is None else self.cache.read(_key(job))
 
     @staticmethod
     def _progress(jobs: Sequence[T], console: Console, text: str) -> Iterator[T]:
@@ -165,32 +164,10 @@ def label_names(names: Mapping[int, str]) -> list[str]:
     return [names[i] if i in names and seen[names[i]] == i else f"#{i}" for i in range(max(names, default=-1) + 1)]
 
 
-def _key(handle: Handle, settings: Settings) -> str:
-    """What else the rows depend on: nothing found under other settings, weights or code is ever taken for these."""
-    parts = [
-        __version__, handle.host.fingerprint(), settings.monitor.signals, settings.detector.predict,
-        settings.data.severity, asdict(settings.data) if handle.monitor.learns else None,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _key(job: Job) -> str:
+    record, condition = job
+    return digest(record.id, record.path, condition, truth_digest(record.truth))
 
 
 def _bare(instances: Instances) -> Instances:
     return Instances(instances.boxes, instances.scores, instances.labels, columns=instances.columns).cpu()
-
-
-def _write_rows(path: Path, instances: Instances) -> None:
-    from safetensors.torch import save_file
-
-    arrays = {"boxes": instances.boxes, "scores": instances.scores, "labels": instances.labels}
-    arrays |= {f"columns/{name}": value for name, value in instances.columns.items()}
-    draft = path.with_suffix(".new")
-    save_file({k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in arrays.items()}, draft)
-    os.replace(draft, path)
-
-
-def _read_rows(path: Path) -> Instances:
-    from safetensors.torch import load_file
-
-    arrays = load_file(path)
-    columns = {k.removeprefix("columns/"): v for k, v in arrays.items() if k.startswith("columns/")}
-    return Instances(arrays["boxes"], arrays["scores"], arrays["labels"], columns=columns)

@@ -191,7 +191,8 @@ def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
         console.print("no monitor: reliability is unknown. Fit one: reliability-hooks calibrate --help", style="yellow")
     if run.drift is not None:
         shown = replace(run.drift, moved=run.drift.moved[:3])
-        console.print(f"against the calibration images: {shown}", style="yellow" if shown.alarm else None, highlight=False)
+        style = "yellow" if shown.alarm else None
+        console.print(f"against the calibration images: {shown}", style=style, highlight=False)
     console.print(f"written: {run.out}/ (pictures, predictions.json, run.json)", highlight=False)
     for failure in run.failed:
         print(f"failed: {failure['file']}: {failure['error']}", file=sys.stderr)

@@ -10,6 +10,8 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import column
+
 #: Called as metric(*arrays) for the value and metric(*arrays, weight=multiplicities) for each draw.
 Metric = Callable[..., SupportsFloat]
 Floats = NDArray[np.float64]
@@ -53,6 +55,7 @@ def image_bootstrap(
     level: float = 0.95,
     seed: int = 0,
     all_images: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Estimate]:
     """Estimates each metric with a percentile interval over images, the same draws for all of them.
@@ -65,6 +68,8 @@ def image_bootstrap(
         level: coverage in (0, 1).
         seed: of the draws.
         all_images: ids of all images looked at, where some have no instance and yet belong to the sample.
+        strata: the sample that each of `all_images` (of `image_ids` where that is None) comes from, for samples drawn
+            separately: images are then drawn within each, as many as it has. None: one sample.
         protocol: what the metrics cannot know: how the arrays were made (matching rule, score cut, ...).
 
     Returns:
@@ -72,14 +77,17 @@ def image_bootstrap(
         the defaults with `functools.partial`.
 
     Raises:
-        ValueError: lengths differ, `draws` or `level` make no sense, or an image id is not among `all_images`.
+        ValueError: lengths differ, `draws` or `level` make no sense, an image id is not among `all_images`, or an
+            image is of two strata.
     """
     columns = [np.asarray(array) for array in arrays]
     images, n_images = _image_index(image_ids, all_images, columns)
-    weights = _weights(images, n_images, draws, level, seed)
+    of_image = None if strata is None else _stratum_index(strata, image_ids if all_images is None else all_images)
+    weights = _weights(images, n_images, draws, level, seed, of_image)
     values = np.array([[float(metric(*columns, weight=w)) for metric in metrics.values()] for w in weights])
     values = values.reshape(draws, len(metrics))
-    interval = f"percentiles of {draws} bootstrap draws of images, seed {seed}"
+    within = "" if of_image is None else f" within each of {len(np.unique(of_image))} strata"
+    interval = f"percentiles of {draws} bootstrap draws of images{within}, seed {seed}"
     out = {}
     for k, (name, metric) in enumerate(metrics.items()):
         result = metric(*columns)
@@ -162,16 +170,39 @@ def _image_index(
     return np.searchsorted(known, ids).astype(np.int64), len(known)
 
 
-def _weights(images: NDArray[np.int64], n_images: int, draws: int, level: float, seed: int) -> Iterator[Floats]:
+def _stratum_index(strata: ArrayLike, ids: ArrayLike) -> NDArray[np.int64]:
+    """Stratum of each distinct id, in ascending order of the ids as in `_image_index`."""
+    known, image = np.unique(np.asarray(ids), return_inverse=True)
+    _, code = np.unique(column("strata", strata, len(image)), return_inverse=True)
+    of_image = np.zeros(len(known), np.int64)
+    of_image[image] = code
+    if (of_image[image] != code).any():
+        twice = known[image[of_image[image] != code][0]]
+        raise ValueError(f"image {twice} is of two strata: make the ids of the samples differ, or give no strata")
+    return of_image
+
+
+def _weights(
+    images: NDArray[np.int64],
+    n_images: int,
+    draws: int,
+    level: float,
+    seed: int,
+    strata: NDArray[np.int64] | None = None,
+) -> Iterator[Floats]:
     """Yields (N,) multiplicities: how often each instance's image was drawn."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    for counts in image_counts(n_images, draws, seed):
+    for counts in image_counts(n_images, draws, seed, strata):
         yield counts[images].astype(np.float64)
 
 
-def image_counts(n_images: int, draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def image_counts(
+    n_images: int, draws: int, seed: int, strata: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
     """Yields (n_images,): how often each image is drawn when n_images are drawn with replacement.
+
+    With `strata` (n_images,), as many are drawn from each stratum as it has.
 
     Raises:
         ValueError: `draws` < 1.
@@ -179,9 +210,10 @@ def image_counts(n_images: int, draws: int, seed: int) -> Iterator[NDArray[np.in
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     rng = np.random.default_rng(seed)
+    groups = [np.arange(n_images)] if strata is None else [np.flatnonzero(strata == s) for s in np.unique(strata)]
     for _ in range(draws):
-        some = rng.integers(n_images, size=n_images) if n_images else np.zeros(0, np.int64)
-        yield np.bincount(some, minlength=n_images)
+        drawn = [group[rng.integers(len(group), size=len(group))] for group in groups if len(group)]
+        yield np.bincount(np.concatenate([np.zeros(0, np.int64), *drawn]), minlength=n_images)
 
 
 def _estimate(

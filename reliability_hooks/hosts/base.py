@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..frame import Frame
 from ..instances import Instances
@@ -191,3 +194,28 @@ def load(spec: str, host: str | None = None, **options: Any) -> Any:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def dropouts(module: nn.Module) -> list[nn.Module]:
+    """The dropout modules that drop something when in training mode."""
+    return [m for m in module.modules() if isinstance(m, _DropoutNd) and m.p > 0]
+
+
+_dropping = threading.RLock()  # of two threads at once, the second would take the first one's flags for the model's own
+
+
+@contextmanager
+def dropping(module: nn.Module) -> Iterator[None]:
+    """Dropout, and nothing else, behaves as in training; afterwards every flag is what it was.
+
+    A pass of the same model in another thread meanwhile drops as well: modules belong to no thread.
+    """
+    with _dropping:
+        flags = [(m, m.training) for m in dropouts(module)]
+        try:
+            for m, _ in flags:
+                m.training = True
+            yield
+        finally:
+            for m, flag in flags:
+                m.training = flag

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..frame import Frame, View
+from ..frame import Candidates, Frame, View
 from ..instances import Instances
-from .base import Hook, Host, Process, Removable
-from .rows import RawRows, candidates, pool_features, with_evidence
+from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .rows import candidates, with_evidence
+from .torchvision_rows import Capture, family, maps, sizes, stage, trunk
 
 ADDED = ("reliability", "reliability_interval", "verdict", "expected_iou")
-Capture = dict[str, tuple[Any, Any]]
-"""(arguments, output) of each watched module in one forward pass of the model."""
 
 
 class TorchvisionHost(Host):
@@ -39,22 +39,15 @@ class TorchvisionHost(Host):
     name = "torchvision"
 
     def __init__(self, model: Any) -> None:
-        from torchvision.models.detection import FCOS, RetinaNet
-        from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-        from torchvision.models.detection.ssd import SSD
-
-        if not isinstance(model, (GeneralizedRCNN, RetinaNet, FCOS, SSD)):
+        found = family(model)
+        if found is None:
             raise TypeError(
                 f"{type(model).__qualname__} is no detection model; of torchvision there are hosts for Faster, Mask "
                 "and Keypoint R-CNN, RetinaNet, FCOS and SSD"
             )
         super().__init__(model)
-        self._raw: Callable[[Any, Capture, int], RawRows]
-        if isinstance(model, GeneralizedRCNN):
-            self._watched, self._raw = ("transform", "roi_heads", "roi_heads.box_predictor"), _two_stage
-        else:
-            self._watched = ("transform", "head", "anchor_generator")
-            self._raw = _fcos if isinstance(model, FCOS) else _retinanet if isinstance(model, RetinaNet) else _ssd
+        self._running = threading.local()  # `capture`: there during a pass in eval mode only, one for each thread
+        self._watched, self._raw, self._pass = found
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> nn.Module:
@@ -83,7 +76,8 @@ class TorchvisionHost(Host):
         self, process: Process, report: Callable[[Exception], None], needs: Collection[str] = ()
     ) -> list[Removable]:
         """Watch the modules that make boxes; when the model's forward ends, add the keys to what it returns."""
-        running = threading.local()  # `capture`: there during a forward pass in eval mode only, one for each thread
+        running = self._running
+        self._dropout = bool(dropouts(self.model))
 
         def start(module: nn.Module, args: Any) -> None:
             tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -92,6 +86,11 @@ class TorchvisionHost(Host):
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             if (capture := getattr(running, "capture", None)) is not None:
                 capture[name] = (args, output)
+
+        def keep_stage(module: nn.Module, args: Any, output: Any) -> None:
+            capture = getattr(running, "capture", None)
+            if capture is not None and (name := stage(capture, output)) is not None:
+                capture[name] = ((), output)  # what runs later is deeper; a sequence ends with its last block
 
         def finish(module: nn.Module, args: Any, output: Any) -> None:
             capture, running.capture = getattr(running, "capture", None), None
@@ -107,6 +106,8 @@ class TorchvisionHost(Host):
             self.model.get_submodule(name).register_forward_hook(Hook(partial(keep, name), report))
             for name in self._watched
         ]
+        if "maps" in needs:
+            watch += [m.register_forward_hook(Hook(keep_stage, report)) for m in trunk(self.model.backbone)]
         return [
             self.model.register_forward_pre_hook(Hook(start, report)),
             *watch,
@@ -114,18 +115,42 @@ class TorchvisionHost(Host):
         ]
 
     def _frame(self, capture: Capture, detections: Mapping[str, Tensor], i: int) -> Frame:
-        missing = [name for name in self._watched if name not in capture]
-        if missing:
-            raise RuntimeError(f"model.{missing[0]} was replaced after attach, or is not called; attach again")
+        self._check(capture)
         instances = _bare(capture, detections, i)
         if "masks" in detections:
             instances = instances.replace(masks=detections["masks"].detach()[:, 0] > 0.5)
         raw = self._raw(self.model, capture, i)
+        view = _view(self.model.transform, capture, i)
         return Frame(
             instances=with_evidence(instances, raw),
-            view=_view(self.model.transform, capture, i),
+            view=view,
             candidates=candidates(raw),
+            maps=maps(capture, i),
+            rerun=None if view is None else self._rerun,
+            dropout=self._dropout,
         )
+
+    def _rerun(self, pixels: Tensor, dropout: bool = False) -> list[Candidates]:
+        """See `Frame.rerun`. The hooks write into a capture of its own; what they know of the running pass stays."""
+        from torchvision.models.detection.image_list import ImageList
+
+        transform, images = self.model.transform, list(pixels)
+        batch = transform.batch_images(images, size_divisible=transform.size_divisible)
+        inputs = ImageList(batch, [(int(image.shape[1]), int(image.shape[2])) for image in images])
+        capture: Capture = {"transform": ((images, None), (inputs, None))}  # resized by nothing: boxes stay as seen
+        outer, self._running.capture = getattr(self._running, "capture", None), capture
+        try:
+            with torch.no_grad(), dropping(self.model) if dropout else nullcontext():
+                self._pass(self.model, inputs)
+                self._check(capture)
+                return [candidates(self._raw(self.model, capture, i)) for i in range(len(images))]
+        finally:
+            self._running.capture = outer
+
+    def _check(self, capture: Capture) -> None:
+        missing = [name for name in self._watched if name not in capture]
+        if missing:
+            raise RuntimeError(f"model.{missing[0]} was replaced after attach, or is not called; attach again")
 
     def predict(self, images: Sequence[np.ndarray], conf: float = 0.0, **options: Any) -> list[Instances]:
         """Run the hooked model on (H, W, 3) uint8 RGB images, all in one batch.
@@ -159,25 +184,18 @@ class TorchvisionHost(Host):
         return [instances[instances.scores >= conf] for instances in found]
 
 
-def _sizes(capture: Capture, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) of an image as it was given, and as the detector saw it."""
-    (images, *_), (inputs, _) = capture["transform"]
-    (h, w), (seen_h, seen_w) = images[i].shape[-2:], inputs.image_sizes[i]
-    return (int(h), int(w)), (int(seen_h), int(seen_w))
-
-
 def _bare(capture: Capture, detections: Mapping[str, Tensor], i: int) -> Instances:
     # float32: the area of a box overflows float16
     return Instances(
         boxes=detections["boxes"].detach().float(),
         scores=detections["scores"].detach().float(),
         labels=detections["labels"].detach(),
-        image_size=_sizes(capture, i)[0] if "transform" in capture else None,
+        image_size=sizes(capture, i)[0] if "transform" in capture else None,
     )
 
 
 def _view(transform: Any, capture: Capture, i: int) -> View | None:
-    original, (h, w) = _sizes(capture, i)
+    original, (h, w) = sizes(capture, i)
     pixels = capture["transform"][1][0].tensors[i, :, :h, :w].detach()
     if len(pixels) != 3:  # a detector of something other than RGB
         return None
@@ -187,80 +205,6 @@ def _view(transform: Any, capture: Capture, i: int) -> View | None:
         mean=tuple(transform.image_mean),
         std=tuple(transform.image_std),
     )
-
-
-def _final(boxes: Tensor, capture: Capture, i: int) -> Tensor:
-    """Decoded boxes as the detector returns them: clipped to the image, in its original pixels."""
-    from torchvision.models.detection.transform import resize_boxes
-    from torchvision.ops import clip_boxes_to_image
-
-    original, seen = _sizes(capture, i)
-    resized: Tensor = resize_boxes(clip_boxes_to_image(boxes, seen), seen, original)
-    return resized
-
-
-def _without_background(logits: Tensor) -> Tensor:
-    scores = logits.softmax(-1)
-    scores[:, 0] = 0
-    return scores
-
-
-def _two_stage(model: Any, capture: Capture, i: int) -> RawRows:
-    """R-CNN: a row is a proposal, with a box for each class."""
-    (_, proposals, *_), _ = capture["roi_heads"]
-    (box_features, *_), (class_logits, box_regression) = capture["roi_heads.box_predictor"]
-    counts = [len(p) for p in proposals]
-    logits, deltas, features = (t.detach().split(counts)[i] for t in (class_logits, box_regression, box_features))
-    deltas = deltas.unflatten(1, (-1, 4))
-
-    def decode(rows: Tensor, labels: Tensor) -> Tensor:
-        boxes = model.roi_heads.box_coder.decode_single(deltas[rows, labels], proposals[i][rows])
-        return _final(boxes, capture, i)
-
-    return RawRows(
-        scores=_without_background(logits),
-        logits=logits,
-        decode=decode,
-        head="softmax+background",
-        background=0,
-        features=lambda rows, boxes: features[rows].flatten(1),
-    )
-
-
-def _dense(capture: Capture, i: int, coder: Callable[[Tensor, Tensor], Tensor], score: Callable[..., Tensor],
-           **head: Any) -> RawRows:
-    """One-stage: a row is an anchor, with one box."""
-    (maps, *_), output = capture["head"]
-    inputs = capture["transform"][1][0]
-    anchors = capture["anchor_generator"][1][i]
-    image: dict[str, Tensor] = {name: value[i].detach() for name, value in output.items()}
-
-    def decode(rows: Tensor, labels: Tensor) -> Tensor:
-        return _final(coder(image["bbox_regression"][rows], anchors[rows]), capture, i)
-
-    def features(rows: Tensor, boxes: Tensor) -> Tensor:
-        (h, w), (seen_h, seen_w) = _sizes(capture, i)
-        seen = boxes * boxes.new_tensor([seen_w / w, seen_h / h] * 2)
-        # maps cover the whole batch tensor: an image smaller than the batch's largest lies at its top left
-        return pool_features([m[i].detach() for m in maps], seen, tuple(inputs.tensors.shape[-2:]))
-
-    return RawRows(scores=score(image), logits=image["cls_logits"], decode=decode, features=features, **head)
-
-
-def _retinanet(model: Any, capture: Capture, i: int) -> RawRows:
-    return _dense(capture, i, model.box_coder.decode_single, lambda t: t["cls_logits"].sigmoid(), head="sigmoid")
-
-
-def _fcos(model: Any, capture: Capture, i: int) -> RawRows:
-    def score(image: Mapping[str, Tensor]) -> Tensor:
-        return torch.sqrt(image["cls_logits"].sigmoid() * image["bbox_ctrness"].sigmoid())
-
-    return _dense(capture, i, model.box_coder.decode, score, head="sigmoid")
-
-
-def _ssd(model: Any, capture: Capture, i: int) -> RawRows:
-    return _dense(capture, i, model.box_coder.decode_single, lambda t: _without_background(t["cls_logits"]),
-                  head="softmax+background", background=0)
 
 
 def _num_classes(model: Any) -> int:

@@ -7,6 +7,7 @@ given its evidence; when the batch ends, and rows have track ids, the monitor is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..frame import MAPS, Candidates, Frame
 from ..instances import Instances
-from .base import Hook, Host, ListEntry, Process, Removable
+from .base import Hook, Host, ListEntry, Process, Removable, dropouts, dropping
 from .rows import candidates, with_evidence
 from .ultralytics_rows import raw_rows, stages, view
 
@@ -99,6 +100,7 @@ class _HeadTap:
         self.net: nn.Module | None = None
         self.handles: list[Any] = []
         self.paused = False
+        self.dropout = False
         self.drop()
 
     def install(self, predictor: Any) -> None:
@@ -110,6 +112,7 @@ class _HeadTap:
         if not isinstance(net, nn.Module):
             return
         self.net = net
+        self.dropout = bool(dropouts(net))
         self.handles = [net.register_forward_pre_hook(Hook(self._on_input, self.report))]
         from ultralytics.nn.modules.head import OBB, Detect
 
@@ -146,11 +149,12 @@ class _HeadTap:
         if not self.paused:
             self.maps[name] = output
 
-    def rerun(self, net: nn.Module, pixels: Tensor) -> list[Candidates]:
+    def rerun(self, net: nn.Module, pixels: Tensor, dropout: bool = False) -> list[Candidates]:
         """The candidates in other pixels of the same size; what is known of the batch stays."""
         self.paused = True
         try:
-            output = net(pixels)
+            with dropping(net) if dropout else nullcontext():
+                output = net(pixels)
         finally:
             self.paused = False
         size = (int(pixels.shape[2]), int(pixels.shape[3]))
@@ -159,7 +163,7 @@ class _HeadTap:
     def evidence(self, i: int, result: Any, predictor: Any) -> Callable[[Instances], Frame]:
         """How image i's frame is built once its kept rows are known. Holds this batch's tensors until then."""
         image, head, output, maps = self.image, self.head, self.output, self.maps
-        net = predictor.model.model
+        net, dropout = predictor.model.model, self.dropout
 
         def build(kept: Instances) -> Frame:
             if image is None:
@@ -174,6 +178,7 @@ class _HeadTap:
                 candidates=candidates(raw),
                 maps={name: levels[i] for name, levels in maps.items()} if len(maps) == len(MAPS) else None,
                 rerun=partial(self.rerun, net) if seen else None,
+                dropout=dropout,
             )
 
         return build

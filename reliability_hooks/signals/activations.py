@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import nan
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..frame import MAPS, Frame
 from .base import Signal
 from .moments import Moments
+from .rois import roi_maps
 
 
 class Activations(Signal):
@@ -65,18 +65,11 @@ class Activations(Signal):
 
     @staticmethod
     def _rows(frame: Frame) -> dict[str, Tensor]:
-        from torchvision.ops import roi_align
-
         if frame.maps is None or frame.view is None:
             raise ValueError("the frame has no feature maps: skip this signal")
-        boxes = frame.view.to_view(frame.instances.boxes.float())
-        broken = ~boxes.isfinite().all(1, keepdim=True)
-        height, width = frame.view.pixels.shape[1:]
         out = {}
         for name in MAPS:
             level = frame.maps[name].float()
-            scale = boxes.new_tensor([level.shape[2] / width, level.shape[1] / height] * 2)
-            pooled = roi_align(level[None], [boxes.nan_to_num() * scale], 1, sampling_ratio=3, aligned=True).flatten(1)
-            out[name] = pooled.masked_fill(broken, nan)
+            out[name] = roi_maps(level, frame.view, frame.instances.boxes, 1).flatten(1)
             out[f"image_{name}"] = level.mean((1, 2))[None]
         return out

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..frame import Frame
 
-Requirement = Literal["image", "candidates", "maps", "model", "masks", "logits", "features", "tracks"]
+Requirement = Literal["image", "candidates", "maps", "classifier", "look", "model", "dropout", "masks", "logits",
+                      "features", "tracks"]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
 FAMILIES: dict[str, str] = {
@@ -19,9 +20,24 @@ FAMILIES: dict[str, str] = {
     "candidates": "candidates:CandidateStatistics",
     "image": "image:ImageStatistics",
     "ood/logits": "ood.logits:LogitScores",
+    "ood/kl_matching": "ood.kl_matching:KLMatching",
+    "ood/temperature_msp": "ood.temperature:TemperatureMSP",
+    "ood/gradnorm": "ood.gradnorm:GradNorm",
+    "ood/react": "ood.shaping:ReAct",
+    "ood/dice": "ood.shaping:DICE",
+    "ood/ash": "ood.ash:ASH",
+    "ood/scale": "ood.ash:SCALE",
+    "ood/fdbd": "ood.fdbd:FDBD",
+    "ood/nnguide": "ood.nnguide:NNGuide",
+    "ood/mahalanobis": "ood.mahalanobis:Mahalanobis",
+    "ood/relative_mahalanobis": "ood.mahalanobis:RelativeMahalanobis",
+    "ood/knn": "ood.knn:KNearest",
+    "ood/vim": "ood.vim:ViM",
+    "ood/bam": "ood.bam:BoxAbstraction",
     "features": "features:FeatureComponents",
     "activations": "activations:Activations",
     "consistency": "consistency:Consistency",
+    "dropout": "dropout:Dropout",
 }
 """Name of each signal and where it lives under `reliability_hooks.signals`: the one line to add for a new signal."""
 
@@ -76,18 +92,22 @@ class Signal:
 
 
 def create(names: Iterable[str]) -> list[Signal]:
-    """Signals by name; a name of `PRESETS` stands for all of its.
+    """Signals by name; a name of `PRESETS` stands for all of its, NAME@LAYER for one that reads features of a layer.
 
     Raises:
         ValueError: A name is not registered (the message gives the nearest), or named twice.
     """
     names = [name for given in names for name in PRESETS.get(given, (given,))]
     signals: list[Signal] = []
-    for name in names:
+    for given in names:
+        name, at, layer = str(given).partition("@")
         if name not in FAMILIES:
             near = get_close_matches(str(name), FAMILIES, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown signal {name!r}{hint} There are: {', '.join(FAMILIES)}")
         module, _, attribute = FAMILIES[name].partition(":")
-        signals.append(getattr(import_module(f".{module}", __package__), attribute)())
+        made = getattr(import_module(f".{module}", __package__), attribute)
+        if at and not hasattr(made, "evidence"):  # as `ood.base.Score` has
+            raise ValueError(f"signal {name!r} reads no layer of choice: write it without @{layer}")
+        signals.append(made(layer) if at else made())
     return signals

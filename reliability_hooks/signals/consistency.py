@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ..frame import Candidates, Frame, View
 from .base import Signal
-from .geometry import areas, intersections
+from .geometry import ious
 
 SHRINK = 0.75
 GAMMA = 0.6
@@ -106,8 +106,7 @@ def _partners(boxes: Tensor, labels: Tensor, raw: Candidates) -> tuple[Tensor, T
     if len(raw) == 0:
         zero = boxes.new_zeros(len(boxes))
         return zero, zero, zero
-    common = intersections(boxes, raw.boxes)
-    iou = common / (areas(boxes)[:, None] + areas(raw.boxes) - common).clamp(min=1e-9)
+    iou = ious(boxes, raw.boxes)
     near, same = iou >= MATCH_IOU, labels[:, None] == raw.labels
     score, partner = (raw.scores * (near & same)).max(1)
     overlap = iou.gather(1, partner[:, None])[:, 0] * (score > 0)

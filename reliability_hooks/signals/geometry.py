@@ -35,6 +35,12 @@ def areas(boxes: Tensor) -> Tensor:
     return (x2 - x1).clamp_(min=0).mul_((y2 - y1).clamp_(min=0))
 
 
+def ious(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4), both xyxy; in [0, 1]."""
+    common = intersections(a, b)
+    return common / (areas(a)[:, None] + areas(b) - common).clamp(min=1e-9)
+
+
 class Geometry(Signal):
     """Size, place, overlap, rank and mask shape of each object.
 

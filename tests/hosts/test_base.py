@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from reliability_hooks.hosts.base import (
     Host,
     ListEntry,
     device_of,
+    dropouts,
+    dropping,
     find_host,
     host_class,
     inert,
@@ -140,3 +143,40 @@ def test_fingerprint_tells_models_apart() -> None:
 def test_device_of() -> None:
     assert device_of(toy()) == torch.device("cpu")
     assert device_of(nn.ReLU()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_dropping_puts_every_flag_back(fails: bool) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Sequential(nn.Dropout2d(0.1), nn.Dropout(0.0)))
+    model.eval()
+    model[2][0].train()  # as somebody who keeps dropout on
+    before = [m.training for m in model.modules()]
+    assert dropouts(model) == [model[0], model[2][0]]
+    try:
+        with dropping(model):
+            assert [m for m in model.modules() if m.training] == [model[0], model[2][0]]
+            if fails:
+                raise ArithmeticError
+    except ArithmeticError:
+        assert fails
+    assert [m.training for m in model.modules()] == before
+
+
+def test_dropping_in_two_threads() -> None:
+    """The second must not take the first one's flags for the model's own."""
+    model = nn.Sequential(nn.Dropout(0.5)).eval()
+    entered, waiting = threading.Event(), threading.Event()
+
+    def second() -> None:
+        waiting.set()
+        with dropping(model):
+            entered.set()
+
+    with dropping(model):
+        thread = threading.Thread(target=second)
+        thread.start()
+        waiting.wait(5)
+        assert not entered.wait(0.1)
+    thread.join(5)
+    assert entered.is_set()
+    assert not model[0].training

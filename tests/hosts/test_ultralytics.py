@@ -184,3 +184,38 @@ def test_a_half_precision_predictor(shared: Path, photographs: list[np.ndarray])
     with attach(model, strict=True):
         result = model.predict(photographs[0], verbose=False, half=True, device=0)[0]
     assert not result.instances.logits.isnan().any()
+
+
+def test_dropout_in_a_head() -> None:
+    """No stock model has any; here it sits before the class layer of each level."""
+    from .case import Recorder
+    from .ultralytics_cases import seeded
+
+    model = seeded(None, "yolo26n.yaml")
+    head = model.model.model[-1]
+    for branch in (*head.cv3, *head.one2one_cv3):
+        branch[-1] = torch.nn.Sequential(torch.nn.Dropout(0.3), branch[-1]).eval()
+    noise = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    options = {"verbose": False, "imgsz": 160, "conf": 0.3, "max_det": 20, "nms": True}
+    bare = model.predict(noise, **options)[0]
+    generator, flags = torch.get_rng_state(), [m.training for m in model.predictor.model.model.modules()]
+    with attach(model, Monitor(["dropout"]), strict=True):
+        first, second = (model.predict(noise, **options)[0] for _ in range(2))
+    assert torch.equal(bare.boxes.data, first.boxes.data)
+    assert [m.training for m in model.predictor.model.model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert len(first.instances) > 0
+    assert (first.instances.columns["dropout/mutual_information"] > 0).any()
+    for name, column in first.instances.columns.items():
+        assert torch.equal(column.nan_to_num(), second.instances.columns[name].nan_to_num())
+        assert column.isfinite().all() or not name.startswith("dropout/")
+
+    recorder = Recorder()
+    with attach(model, recorder, strict=True):
+        model.predict(noise, **options)
+    assert recorder.frames[0].has("dropout")
+    other = ultralytics.YOLO("yolo26n.yaml")
+    with attach(other, recorder, strict=True):
+        other.predict(noise, **options)
+    assert recorder.frames[1].has("model")
+    assert not recorder.frames[1].has("dropout")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from reliability_hooks.frame import MAPS, Candidates, Frame, View
+from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
 
@@ -25,13 +26,17 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
     """A frame with all evidence: 160 x 120 px, letterboxed into 160 x 160."""
     g = torch.Generator().manual_seed(seed)
     kept = boxes(n, g)
+    known = classifier(n, 5 if head == "softmax+background" else 6, g)
+    logits = (known.weight[known.which] @ known.inputs[:, :, None]).squeeze(2) + known.bias[known.which]
+    if head == "softmax+background":
+        logits = torch.cat([logits, torch.randn(n, 1, generator=g)], 1)
     around = torch.randint(n, (candidates,), generator=g) if n else torch.zeros(0, dtype=torch.int64)
     instances = Instances(
         kept,
         torch.rand(n, generator=g),
         torch.randint(5, (n,), generator=g),
         masks=torch.rand(n, 30, 40, generator=g) > 0.5,
-        logits=torch.randn(n, 6, generator=g) * 3,
+        logits=logits,
         head=head,  # type: ignore[arg-type]
         background=5 if head == "softmax+background" else None,
         features=torch.randn(n, 8, generator=g),
@@ -45,7 +50,30 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
     )
     view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
     maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
-    return Frame(instances, view, raw, maps, lambda pixels: [raw] * len(pixels))
+    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, known)
+
+
+def classifier(n: int, classes: int, generator: torch.Generator) -> Classifier:
+    """Of two levels, whose weights do not depend on the image."""
+    own = torch.Generator().manual_seed(99)
+    return Classifier(
+        torch.randn(n, 12, generator=generator).relu(),
+        torch.randn(2, classes, 12, generator=own),
+        torch.randn(2, classes, generator=own),
+        torch.randint(2, (n,), generator=generator),
+    )
+
+
+def chosen(given: Frame, rows: Tensor) -> Frame:
+    """Some of the instances, with what the frame knows of each."""
+    known = given.classifier
+    assert known is not None
+    known = replace(known, inputs=known.inputs[rows], which=known.which[rows])
+    return replace(given, instances=given.instances[rows], classifier=known)
+
+
+def cast(given: Classifier, dtype: torch.dtype) -> Classifier:
+    return Classifier(given.inputs.to(dtype), given.weight.to(dtype), given.bias.to(dtype), given.which)
 
 
 def fitted(name: str, head: str = "sigmoid") -> Signal:
@@ -129,6 +157,8 @@ class TestEverySignal:
             Candidates(full.candidates.boxes.half(), full.candidates.scores.half(), full.candidates.labels),  # type: ignore[union-attr]
             {key: level.half() for key, level in full.maps.items()},  # type: ignore[union-attr]
             full.rerun,
+            full.dropout,
+            cast(full.classifier, torch.float16),  # type: ignore[arg-type]
         )
         # the reference reads the same rounded numbers, as float32
         again = Frame(
@@ -137,6 +167,8 @@ class TestEverySignal:
             Candidates(half.candidates.boxes.float(), half.candidates.scores.float(), half.candidates.labels),  # type: ignore[union-attr]
             {key: level.float() for key, level in half.maps.items()},  # type: ignore[union-attr]
             full.rerun,
+            full.dropout,
+            cast(half.classifier, torch.float32),  # type: ignore[arg-type]
         )
         given = signal(half)
         assert all(column.dtype == torch.float32 for column in given.values())
@@ -145,7 +177,7 @@ class TestEverySignal:
     def test_order_of_instances_does_not_matter(self, name: str) -> None:
         signal, given = fitted(name), frame(7)
         order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
-        turned = signal(given.with_instances(given.instances[order]))
+        turned = signal(chosen(given, order))
         straight = {key: column[order] for key, column in signal(given).items()}
         torch.testing.assert_close(turned, straight, rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -156,8 +188,8 @@ class TestEverySignal:
         logits = given.instances.logits.clone()  # type: ignore[union-attr]
         logits[2] = float("nan")
         spoilt = given.with_instances(given.instances.replace(boxes=broken, logits=logits))
-        others = [0, 1, 3, 4, 5, 6]
-        without = signal(given.with_instances(given.instances[others]))
+        others = torch.tensor([0, 1, 3, 4, 5, 6])
+        without = signal(chosen(given, others))
         for key, column in signal(spoilt).items():
             assert not column[others].isinf().any(), key
             if key.rpartition("/")[2] not in ("count", "rank"):  # these count the instances

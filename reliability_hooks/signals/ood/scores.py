@@ -7,11 +7,31 @@ of a head for which it is not defined raises ValueError and names the one that i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from ...instances import Head
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+CELLS = 1 << 19
+"""Numbers in the parts that many logits are taken in on a CPU: what is made of them on the way stays in the cache."""
+
+
+def _in_parts(score: F) -> F:
+    @wraps(score)
+    def whole(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        _check(logits)
+        rows = max(1, CELLS // logits.shape[1])
+        if len(logits) <= rows or logits.device.type != "cpu":
+            return score(logits, *args, **kwargs)
+        return torch.cat([score(part, *args, **kwargs) for part in torch.split(logits, rows)])
+
+    return cast(F, whole)
 
 
 def probabilities(logits: Tensor, head: Head) -> Tensor:
@@ -20,6 +40,7 @@ def probabilities(logits: Tensor, head: Head) -> Tensor:
     return logits.float().sigmoid() if head == "sigmoid" else logits.float().softmax(-1)
 
 
+@_in_parts
 def msp(logits: Tensor, head: Head) -> Tensor:
     """Maximum softmax probability, negated: -max p in [-1, 0] (Hendrycks & Gimpel 2017).
 
@@ -34,6 +55,7 @@ def max_logit(logits: Tensor) -> Tensor:
     return -logits.float().amax(-1)
 
 
+@_in_parts
 def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> Tensor:
     """-T log sum_c exp(f_c / T) (Liu et al. 2020, eq. 4); softmax heads only.
 
@@ -48,6 +70,7 @@ def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> 
     return (logits.float() / temperature).logsumexp(-1).mul(-temperature)
 
 
+@_in_parts
 def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     """-sum_c log(1 + exp f_c) (Wang et al. 2021, "Can multi-label classification networks know what they don't know?").
 
@@ -61,6 +84,7 @@ def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     return -total
 
 
+@_in_parts
 def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     """-sum_c p_c log p_c in nats, in [0, log K]; softmax heads only.
 
@@ -72,6 +96,7 @@ def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     return _entr(probabilities(logits, head)).sum(-1)
 
 
+@_in_parts
 def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     """Sum of the entropies of the K yes/no answers, in nats, in [0, K log 2]; sigmoid heads only.
 
@@ -85,6 +110,7 @@ def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     return (_entr(f.sigmoid()) + _entr((-f).sigmoid())).sum(-1)
 
 
+@_in_parts
 def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) -> Tensor:
     """Generalised entropy: sum over the `top` largest p of p^gamma (1 - p)^gamma (Liu et al. 2023, GEN, eq. 2 and 3).
 

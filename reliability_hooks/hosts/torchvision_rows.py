@@ -1,0 +1,186 @@
+"""What a torchvision detector computes, in our terms: raw rows, stages of the backbone, a pass on given pixels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..frame import MAPS
+from .rows import RawRows, pool_features
+
+Capture = dict[str, tuple[Any, Any]]
+"""(arguments, output) of each watched module in one forward pass of the model, and of each stage of `MAPS`."""
+
+
+class Family(NamedTuple):
+    """One of torchvision's detectors.
+
+    Attributes:
+        watched: Modules that a pass calls, without which there are no rows.
+        raw: (model, capture, i) -> the rows of image i.
+        run: (model, `ImageList`) -> nothing: what the model does after its transform, for the hooks to see.
+    """
+
+    watched: tuple[str, ...]
+    raw: Callable[[Any, Capture, int], RawRows]
+    run: Callable[[Any, Any], None]
+
+
+def family(model: Any) -> Family | None:
+    """The family of a model; None where it is no detector."""
+    from torchvision.models.detection import FCOS, RetinaNet
+    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+    from torchvision.models.detection.ssd import SSD
+
+    if isinstance(model, GeneralizedRCNN):
+        return Family(("transform", "roi_heads", "roi_heads.box_predictor"), _two_stage, _run_two_stage)
+    for kind, raw in ((RetinaNet, _retinanet), (FCOS, _fcos), (SSD, _ssd)):
+        if isinstance(model, kind):
+            return Family(("transform", "head", "anchor_generator"), raw, _run_dense)
+    return None
+
+
+def sizes(capture: Capture, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of an image as it was given, and as the detector saw it."""
+    (images, *_), (inputs, _) = capture["transform"]
+    (h, w), (seen_h, seen_w) = images[i].shape[-2:], inputs.image_sizes[i]
+    return (int(h), int(w)), (int(seen_h), int(seen_w))
+
+
+def _run_two_stage(model: Any, inputs: Any) -> None:
+    features = model.backbone(inputs.tensors)
+    features = OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
+    proposals, _ = model.rpn(inputs, features)
+    model.roi_heads(features, proposals, inputs.image_sizes)
+
+
+def _run_dense(model: Any, inputs: Any) -> None:
+    features = model.backbone(inputs.tensors)
+    features = [features] if isinstance(features, Tensor) else list(features.values())
+    model.head(features)
+    model.anchor_generator(inputs, features)
+
+
+def trunk(backbone: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a backbone below its feature pyramid, and what holds them: sequences, lists of stages, a wrapper.
+
+    What is inside of a block is none of them: its first layers, before its stride, belong to no earlier stage.
+    """
+    from torchvision.ops import FeaturePyramidNetwork
+
+    children = [m for m in backbone.children() if not isinstance(m, FeaturePyramidNetwork)]
+    sequences = (nn.Sequential, nn.ModuleDict)
+    wrapped = len(children) == 1 and not isinstance(backbone, sequences)
+    for child in children:
+        if isinstance(child, nn.ModuleList):
+            yield from child
+            continue
+        yield child
+        if wrapped or isinstance(child, sequences):
+            yield from trunk(child)
+
+
+def stage(capture: Capture, output: Any) -> str | None:
+    """The name in `MAPS` of a feature map (B, C, h, w), by how many input pixels there are for each of its own."""
+    if "transform" not in capture or not isinstance(output, Tensor) or output.ndim != 4:
+        return None
+    size = capture["transform"][1][0].tensors.shape[-2:]
+    for name, stride in zip(MAPS, (4, 8, 16), strict=True):
+        if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, output.shape[-2:], strict=True)):
+            return name
+    return None
+
+
+def maps(capture: Capture, i: int) -> dict[str, Tensor] | None:
+    """Feature maps of image i by depth, without the padding of the batch; None where a stage is not there."""
+    if any(name not in capture for name in MAPS):
+        return None
+    height, width = capture["transform"][1][0].tensors.shape[-2:]
+    h, w = sizes(capture, i)[1]
+    levels = {name: capture[name][1][i].detach() for name in MAPS}
+    return {
+        name: level[:, : -(-h * level.shape[1] // height), : -(-w * level.shape[2] // width)]
+        for name, level in levels.items()
+    }
+
+
+def _two_stage(model: Any, capture: Capture, i: int) -> RawRows:
+    """R-CNN: a row is a proposal, with a box for each class."""
+    (_, proposals, *_), _ = capture["roi_heads"]
+    (box_features, *_), (class_logits, box_regression) = capture["roi_heads.box_predictor"]
+    counts = [len(p) for p in proposals]
+    logits, deltas, features = (t.detach().split(counts)[i] for t in (class_logits, box_regression, box_features))
+    deltas = deltas.unflatten(1, (-1, 4))
+
+    def decode(rows: Tensor, labels: Tensor) -> Tensor:
+        boxes = model.roi_heads.box_coder.decode_single(deltas[rows, labels], proposals[i][rows])
+        return _final(boxes, capture, i)
+
+    return RawRows(
+        scores=_without_background(logits),
+        logits=logits,
+        decode=decode,
+        head="softmax+background",
+        background=0,
+        features=lambda rows, boxes: features[rows].flatten(1),
+    )
+
+
+def _retinanet(model: Any, capture: Capture, i: int) -> RawRows:
+    """A row is an anchor, with one box."""
+    return _dense(capture, i, model.box_coder.decode_single, lambda t: t["cls_logits"].sigmoid(), head="sigmoid")
+
+
+def _fcos(model: Any, capture: Capture, i: int) -> RawRows:
+    """A row is a place, with one box; the score is the geometric mean of class probability and centerness."""
+
+    def score(image: Mapping[str, Tensor]) -> Tensor:
+        return torch.sqrt(image["cls_logits"].sigmoid() * image["bbox_ctrness"].sigmoid())
+
+    return _dense(capture, i, model.box_coder.decode, score, head="sigmoid")
+
+
+def _ssd(model: Any, capture: Capture, i: int) -> RawRows:
+    """A row is a default box, with one box."""
+    return _dense(capture, i, model.box_coder.decode_single, lambda t: _without_background(t["cls_logits"]),
+                  head="softmax+background", background=0)
+
+
+def _dense(capture: Capture, i: int, coder: Callable[[Tensor, Tensor], Tensor], score: Callable[..., Tensor],
+           **head: Any) -> RawRows:
+    """One-stage: a row is an anchor, with one box."""
+    (levels, *_), output = capture["head"]
+    inputs = capture["transform"][1][0]
+    anchors = capture["anchor_generator"][1][i]
+    image: dict[str, Tensor] = {name: value[i].detach() for name, value in output.items()}
+
+    def decode(rows: Tensor, labels: Tensor) -> Tensor:
+        return _final(coder(image["bbox_regression"][rows], anchors[rows]), capture, i)
+
+    def features(rows: Tensor, boxes: Tensor) -> Tensor:
+        (h, w), (seen_h, seen_w) = sizes(capture, i)
+        seen = boxes * boxes.new_tensor([seen_w / w, seen_h / h] * 2)
+        # maps cover the whole batch tensor: an image smaller than the batch's largest lies at its top left
+        return pool_features([m[i].detach() for m in levels], seen, tuple(inputs.tensors.shape[-2:]))
+
+    return RawRows(scores=score(image), logits=image["cls_logits"], decode=decode, features=features, **head)
+
+
+def _final(boxes: Tensor, capture: Capture, i: int) -> Tensor:
+    """Decoded boxes as the detector returns them: clipped to the image, in its original pixels."""
+    from torchvision.models.detection.transform import resize_boxes
+    from torchvision.ops import clip_boxes_to_image
+
+    original, seen = sizes(capture, i)
+    resized: Tensor = resize_boxes(clip_boxes_to_image(boxes, seen), seen, original)
+    return resized
+
+
+def _without_background(logits: Tensor) -> Tensor:
+    scores = logits.softmax(-1)
+    scores[:, 0] = 0
+    return scores
