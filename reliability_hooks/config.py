@@ -73,8 +73,9 @@ class DataSettings:
             `low_resolution`, `fog`, `jpeg`; `all` for every one).
         severity: Strength of the conditions in (0, 1].
         limit: Use this many images only.
-        bank: Directory of images that signals which learn are shown (no labels needed); the images above, out of
-            fold, without it.
+        bank: Directory of images that signals which learn are shown; the images above, out of fold, without it.
+        bank_annotations: COCO json of the bank, if it has one: out-of-distribution scores then learn from the
+            detections that are right, instead of those that are sure.
     """
 
     images: str | None = None
@@ -83,6 +84,7 @@ class DataSettings:
     severity: float = 0.5
     limit: int | None = None
     bank: str | None = None
+    bank_annotations: str | None = None
 
 
 @dataclass(frozen=True)

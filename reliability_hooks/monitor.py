@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluation.labels import Pairs, with_mask_iou
+from .evaluation.datasets import GroundTruth
+from .evaluation.labels import Pairs, with_mask_iou, with_truth
 from .frame import Frame
 from .instances import Instances
 from .reliability.drift import DriftTest
@@ -62,7 +63,8 @@ class Monitor:
         self.judge: Judge | None = None
         self.drift: DriftTest | None = None
         self.fingerprint: dict[str, Any] | None = None
-        self._learning = False
+        self._lessons: Iterator[GroundTruth | None] | None = None
+        self._taught: set[str] = set()
         self._skipped: set[str] = set()
 
     def apply(self, frame: Frame) -> Instances:
@@ -71,10 +73,13 @@ class Monitor:
         Raises:
             ValueError: The model was fitted with a column that this frame cannot give.
         """
-        if self._learning:
-            for signal in self._usable(frame):
+        if self._lessons is not None:
+            truth = next(self._lessons, None)
+            told = frame if truth is None else frame.with_instances(with_truth(frame.instances, truth))
+            for signal in self._usable(told):
                 if signal.learns:
-                    signal.update(frame)
+                    signal.update(told)
+                    self._taught.add(signal.name)
             return without_answer(frame.instances)
         instances = frame.instances
         columns: dict[str, Tensor] = {}
@@ -87,15 +92,20 @@ class Monitor:
         return without_answer(seen) if self.judge is None else seen.with_columns(self.judge(seen))
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """While it is open, frames teach the signals that learn instead of being scored."""
-        self._learning = True
+    def learning(self, truths: Iterable[GroundTruth | None] = ()) -> Iterator[None]:
+        """While it is open, frames teach the signals that learn instead of being scored.
+
+        Args:
+            truths: What is really there in each of the frames that will come, in their order, where it is known:
+                signals that can then learn from the detections that are right (the column `truth`).
+        """
+        self._lessons, self._taught = iter(truths), set()
         try:
             yield
         finally:
-            self._learning = False
+            self._lessons = None
         for signal in self.signals:
-            if signal.learns:
+            if signal.name in self._taught:  # what a host gives no evidence for is skipped, here as later
                 signal.finish()
 
     @property

@@ -43,7 +43,7 @@ class RowCache:
             if not self.columns.keys() <= tags.keys():
                 return None
             foreign = {name for tag, names in tags.items() if tag not in self.columns for name in names}
-            names = [name for name in file.keys() if name not in foreign]  # noqa: SIM118: no mapping
+            names = [name for name in file.keys() if name not in foreign]  # noqa: SIM118 (no mapping)
             arrays = {name: file.get_tensor(name) for name in names}
         own = {name.removeprefix("columns/"): arrays.pop(name) for name in list(arrays) if name.startswith("columns/")}
         return Instances(**arrays, columns=own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from .common import batches
 T = TypeVar("T")
 Job = tuple[ImageRecord, str]
 """An image and the condition under which it is seen."""
+Lesson = tuple[Path, GroundTruth | None]
+"""An image that signals learn from, and what is there where it is known."""
 FOLDS = 3
 """Parts of the images, each scored by signals that have learnt from the others."""
 
@@ -42,22 +45,26 @@ class Collector:
 
     def __init__(self, handle: Handle, settings: Settings, cache: Path | None) -> None:
         self.handle, self.settings = handle, settings
-        self.taught_by = [asdict(settings.data), settings.data.bank]
+        data = settings.data
+        self.taught_by = asdict(data) if data.bank is None else [data.bank, data.bank_annotations]
         self.cache = None
         if cache is not None:
-            same = [__version__, handle.host.fingerprint(), settings.detector.predict, settings.data.severity]
+            same = [__version__, handle.host.fingerprint(), settings.detector.predict, data.severity]
             self.cache = RowCache(cache / digest(same), handle.monitor.signals, self.taught_by)
         self.failed: list[str] = []
 
-    def learn(self, paths: Sequence[Path], console: Console) -> None:
+    def learn(self, lessons: Sequence[Lesson], console: Console) -> None:
         """Show images to the signals that have to see some first, unless they are known to have seen these."""
         signals = [s for s in self.handle.monitor.signals if s.learns]
-        key = digest([s.name for s in signals], self.taught_by, paths)
+        key = digest([s.name for s in signals], self.taught_by, [path for path, _ in lessons])
         if self.cache is not None and self.cache.recall(key, signals):
             return
-        with self.handle.monitor.learning():
-            for batch in batches(self._progress(paths, console, "learning"), self.settings.batch):
-                images = list(self._read((path, path) for path in batch))
+        waiting: deque[GroundTruth | None] = deque()  # of the images of a batch, in the order in which frames come
+        with self.handle.monitor.learning(_drawn(waiting)):
+            for batch in batches(self._progress(lessons, console, "learning"), self.settings.batch):
+                images = list(self._read((lesson, lesson[0]) for lesson in batch))
+                waiting.clear()
+                waiting.extend(truth for (_, truth), _ in images)
                 self._detect([pixels for _, pixels in images])
         if self.cache is not None:
             self.cache.remember(key, signals)
@@ -76,16 +83,24 @@ class Collector:
         if not self.handle.monitor.learns or self.handle.monitor.judge is not None:  # a fitted one has learnt
             yield from self._collect(jobs, console)
         elif self.settings.data.bank is not None:
-            self.learn(find_images(self.settings.data.bank), console)
+            self.learn(self._bank(), console)
             yield from self._collect(jobs, console)
         else:
-            paths = list(dict.fromkeys(record.path for record, _ in jobs))
+            lessons: list[Lesson] = list({record.path: (record.path, record.truth) for record, _ in jobs}.values())
             for k in range(FOLDS):
-                held = set(paths[k::FOLDS])
+                held = {path for path, _ in lessons[k::FOLDS]}
                 own = [job for job in jobs if job[0].path in held]
-                self.learn([path for path in paths if path not in held], console)
+                self.learn([lesson for lesson in lessons if lesson[0] not in held], console)
                 yield from self._collect(own, console)
-            self.learn(paths, console)
+            self.learn(lessons, console)
+
+    def _bank(self) -> list[Lesson]:
+        data = self.settings.data
+        assert data.bank is not None
+        if data.bank_annotations is None:
+            return [(path, None) for path in find_images(data.bank)]
+        dataset = read_coco(data.bank_annotations, data.bank, label_names(self.handle.host.class_names()))
+        return [(record.path, record.truth) for record in dataset]
 
     def _collect(self, jobs: Sequence[Job], console: Console) -> Iterator[tuple[Job, Instances, GroundTruth]]:
         severity = self.settings.data.severity
@@ -162,6 +177,11 @@ def label_names(names: Mapping[int, str]) -> list[str]:
     for label, name in sorted(names.items()):
         seen.setdefault(name, label)
     return [names[i] if i in names and seen[names[i]] == i else f"#{i}" for i in range(max(names, default=-1) + 1)]
+
+
+def _drawn(waiting: deque[T]) -> Iterator[T | None]:
+    while True:
+        yield waiting.popleft() if waiting else None
 
 
 def _key(job: Job) -> str:

@@ -70,6 +70,20 @@ def with_mask_iou(instances: Instances, truth: GroundTruth) -> Instances:
     return instances.with_columns({MASK_IOU: torch.from_numpy(value).float().to(instances.device)})
 
 
+def with_truth(instances: Instances, truth: GroundTruth, iou_threshold: float = 0.5) -> Instances:
+    """The instances with the column `truth`: (N,) int64 label of the object that each box finds, of whatever class.
+
+    -1 where it finds none, or one of a class that the detector does not know.
+    """
+    kept = instances.cpu()
+    where = np.zeros(len(kept), np.int64), np.zeros(len(truth), np.int64)
+    found = match(kept.boxes, kept.scores, kept.labels, where[0], truth.boxes, truth.labels, where[1], truth.crowd,
+                  iou_threshold=iou_threshold, class_agnostic=True)  # fmt: skip
+    label = np.full(len(kept), -1)
+    label[found.tp] = truth.labels[found.gt_index[found.tp]]
+    return instances.with_columns({"truth": torch.from_numpy(label).to(instances.device)})
+
+
 def truth_of(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Boxes, labels, index of the pair and crowd flags of all annotated objects, as `match` takes them."""
     truths = [t for _, t in pairs]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reliability_hooks import Monitor
-from reliability_hooks.cli import main
+from reliability_hooks.cli import collect, main
 from reliability_hooks.images import read_image
 
 SMALL = ["--conf", "0.05", "detector.predict.imgsz", "320"]
@@ -68,3 +68,34 @@ def test_signals_that_learn_are_taught_out_of_fold_and_by_a_bank(
         assert all(s.state()[0] for s in loaded.signals)
     taught = [Monitor.load(tmp_path / n).signals[1].state()[0]["early/mean"] for n in ("folds", "bank")]
     assert not taught[0].equal(taught[1])
+
+
+def test_the_cache_serves_fewer_signals_and_remembers_lessons(
+    shared: Path, detector: str, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    for path in sorted((shared / "data/coco/train2017").glob("*.jpg"))[:4]:
+        (bank / path.name).symlink_to(path)
+    data = json.loads((shared / "data/coco/instances_train2017.json").read_text())
+    own = [i for i in data["images"] if (bank / i["file_name"]).exists()]
+    kept = [a for a in data["annotations"] if a["image_id"] in {i["id"] for i in own}]
+    known = tmp_path / "bank.json"
+    known.write_text(json.dumps({**data, "images": own, "annotations": kept}))
+    seen: list[int] = []
+    original = collect.Collector._detect
+    monkeypatch.setattr(collect.Collector, "_detect", lambda self, x: seen.append(len(x)) or original(self, x))
+
+    def calibrate(signals: str, *more: str) -> int:
+        seen.clear()
+        assert main(["calibrate", "--detector", detector, "--images", str(shared / "data/coco/val2017"),
+                     "--annotations", str(held_out), "--out", str(tmp_path / "out"), *SMALL,
+                     "monitor.signals", signals, *more]) == 0
+        return sum(seen)
+
+    taught = ["data.bank", str(bank), "data.bank_annotations", str(known)]
+    assert calibrate("[geometry, ood/knn, ood/temperature_msp]", *taught) == 16 + 4
+    assert calibrate("[geometry, ood/knn]", *taught) == 4  # another set of signals that learn
+    assert calibrate("[geometry, ood/knn]", *taught) == 0
+    assert calibrate("[geometry]") == 0
+    assert calibrate("[geometry, image]") == 16

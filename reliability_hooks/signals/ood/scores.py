@@ -7,31 +7,15 @@ of a head for which it is not defined raises ValueError and names the one that i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from ...instances import Head
 
-F = TypeVar("F", bound=Callable[..., Tensor])
-CELLS = 1 << 19
-"""Numbers in the parts that many logits are taken in on a CPU: what is made of them on the way stays in the cache."""
 
-
-def _in_parts(score: F) -> F:
-    @wraps(score)
-    def whole(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        _check(logits)
-        rows = max(1, CELLS // logits.shape[1])
-        if len(logits) <= rows or logits.device.type != "cpu":
-            return score(logits, *args, **kwargs)
-        return torch.cat([score(part, *args, **kwargs) for part in torch.split(logits, rows)])
-
-    return cast(F, whole)
+FAINT = 1e-30
+"""A sum of probabilities under this may have lost some to underflow."""
 
 
 def probabilities(logits: Tensor, head: Head) -> Tensor:
@@ -40,7 +24,6 @@ def probabilities(logits: Tensor, head: Head) -> Tensor:
     return logits.float().sigmoid() if head == "sigmoid" else logits.float().softmax(-1)
 
 
-@_in_parts
 def msp(logits: Tensor, head: Head) -> Tensor:
     """Maximum softmax probability, negated: -max p in [-1, 0] (Hendrycks & Gimpel 2017).
 
@@ -55,7 +38,6 @@ def max_logit(logits: Tensor) -> Tensor:
     return -logits.float().amax(-1)
 
 
-@_in_parts
 def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> Tensor:
     """-T log sum_c exp(f_c / T) (Liu et al. 2020, eq. 4); softmax heads only.
 
@@ -67,10 +49,10 @@ def energy(logits: Tensor, head: Head = "softmax", temperature: float = 1.0) -> 
         raise ValueError("energy is defined by a softmax head; for a sigmoid head use joint_energy")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    return (logits.float() / temperature).logsumexp(-1).mul(-temperature)
+    f = logits.float()
+    return -f.logsumexp(-1) if temperature == 1 else (f / temperature).logsumexp(-1).mul(-temperature)
 
 
-@_in_parts
 def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     """-sum_c log(1 + exp f_c) (Wang et al. 2021, "Can multi-label classification networks know what they don't know?").
 
@@ -84,7 +66,6 @@ def joint_energy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     return -total
 
 
-@_in_parts
 def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     """-sum_c p_c log p_c in nats, in [0, log K]; softmax heads only.
 
@@ -96,7 +77,6 @@ def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     return _entr(probabilities(logits, head)).sum(-1)
 
 
-@_in_parts
 def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     """Sum of the entropies of the K yes/no answers, in nats, in [0, K log 2]; sigmoid heads only.
 
@@ -110,7 +90,6 @@ def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
     return (_entr(f.sigmoid()) + _entr((-f).sigmoid())).sum(-1)
 
 
-@_in_parts
 def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) -> Tensor:
     """Generalised entropy: sum over the `top` largest p of p^gamma (1 - p)^gamma (Liu et al. 2023, GEN, eq. 2 and 3).
 
@@ -132,28 +111,27 @@ def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) 
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1 or None for all, not {top}")
     f = logits.float()
-    ordered = f if top is None or top >= f.shape[-1] else f.topk(top).values
     if head == "sigmoid":
-        log_both = logsigmoid(ordered) + logsigmoid(-ordered)
-    else:
-        log_p = ordered - f.logsumexp(-1, keepdim=True)
-        log_both = log_p + _log1mexp(log_p)
-        best = f.argmax(-1, keepdim=True)
-        others = f.scatter(-1, best, -torch.inf).logsumexp(-1, keepdim=True) - f.logsumexp(-1, keepdim=True)
-        at = best if ordered is f else torch.zeros_like(best)
-        log_both = log_both.scatter(-1, at, log_p.gather(-1, at) + others)  # 1 - p of the largest, without rounding
-    return (gamma * log_both).exp().sum(-1)
+        if top is not None and top < f.shape[-1]:
+            f = f.topk(top).values
+        return (logsigmoid(f) + logsigmoid(-f)).mul_(gamma).exp_().sum(-1)
+    log_p = f.log_softmax(-1)
+    best = log_p.argmax(-1, keepdim=True)
+    others = log_p.exp().scatter_(-1, best, 0.0)
+    rest = others.sum(-1, keepdim=True)  # 1 - p of the largest, without rounding
+    log_rest, faint = rest.log(), (rest < FAINT).squeeze(-1)
+    if bool(faint.any()):
+        log_rest[faint] = log_p[faint].scatter_(-1, best[faint], -torch.inf).logsumexp(-1, keepdim=True)
+    log_both = others.neg_().log1p_().scatter_(-1, best, log_rest).add_(log_p)
+    if top is not None and top < f.shape[-1]:
+        log_both = log_both.gather(-1, log_p.topk(top).indices)
+    return log_both.mul_(gamma).exp_().sum(-1)
 
 
 def _entr(p: Tensor) -> Tensor:
     """-p log p, 0 at 0: safe where p underflows."""
     value: Tensor = torch.special.entr(p)
     return value
-
-
-def _log1mexp(log_p: Tensor) -> Tensor:
-    """log(1 - exp(log_p)) for log_p <= log(1/2); what rounding leaves above is overwritten by the caller."""
-    return (-log_p.exp()).log1p()
 
 
 def _check(logits: Tensor) -> None:
