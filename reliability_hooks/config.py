@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -49,6 +49,9 @@ class MonitorSettings:
         delta: Probability with which that promise may fail.
         groups: Factors (`class`, `size`) whose every combination gets a promise of its own.
         taus: Stricter IoU thresholds at which P(right) is given too.
+        novelty: Column of the out-of-distribution score that `is_ood` is made from, such as
+            `ood/knn@late/score`; none without.
+        false_alarm: Greatest share of known objects, in each class and size, that `is_ood` may take for unknown.
         strict: Raise a fault of the hook instead of answering "unknown".
     """
 
@@ -59,6 +62,8 @@ class MonitorSettings:
     delta: float = 0.1
     groups: list[str] = field(default_factory=list)
     taus: list[float] = field(default_factory=lambda: [0.75])
+    novelty: str | None = None
+    false_alarm: float = 0.05
     strict: bool = False
 
 
@@ -88,13 +93,52 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class OodSet:
+    """Images that show objects of no class of the detector.
+
+    Attributes:
+        images: Directory of the images.
+        annotations: COCO json, or a directory of VOC xml.
+        distance: `near`, `far` or any word for how unlike the known classes they are; shown beside the name.
+        exhaustive: Nothing else is to be seen on them: every detection counts, not only those on an annotated object.
+        limit: Use this many images only.
+    """
+
+    images: str
+    annotations: str
+    distance: str = ""
+    exhaustive: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class OodSettings:
+    """What `evaluate-ood` compares.
+
+    Attributes:
+        sets: Name -> images of unknown objects.
+        false_alarm: Share of known objects that a threshold may take for unknown.
+        intensities: Severities in (0, 1] at which the ID images are seen again, to see whether scores follow them.
+        intensity_limit: ID images used for that.
+        draws: Of the bootstrap.
+    """
+
+    sets: dict[str, OodSet] = field(default_factory=dict)
+    false_alarm: float = 0.05
+    intensities: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+    intensity_limit: int = 12
+    draws: int = 200
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that a command needs.
 
     Attributes:
         detector: The detector.
         monitor: The monitor.
-        data: Labelled images, for `calibrate`.
+        data: Labelled images, for `calibrate`, `evaluate` and `evaluate-ood`.
+        ood: Unknown objects, for `evaluate-ood`.
         batch: Images in one call of the detector.
         seed: Of everything that draws.
     """
@@ -102,6 +146,7 @@ class Settings:
     detector: DetectorSettings = field(default_factory=DetectorSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    ood: OodSettings = field(default_factory=OodSettings)
     batch: int = 8
     seed: int = 0
 
@@ -169,6 +214,8 @@ def _build(cls: type, tree: Any, where: str) -> Any:
             hint = f"did you mean {where + near[0]!r}?" if near else f"there are: {', '.join(known)}"
             raise ConfigError(f"unknown setting {where + str(key)!r}; {hint}")
     values = {key: _value(hints[key], value, where + key) for key, value in tree.items()}
+    if absent := [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]:
+        raise ConfigError(f"{where}{absent[0]} is missing")
     return cls(**values)
 
 
@@ -183,7 +230,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is list and isinstance(value, list):
         return [_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return value
+        of = args[1]
+        return {k: _value(of, v, f"{where}.{k}") for k, v in value.items()} if is_dataclass(of) else value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and origin is None and type(value) is hint:

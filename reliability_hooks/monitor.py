@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -51,6 +52,7 @@ class Monitor:
         drift: Whether the world is still that of the calibration images: hand it each image's instances with
             `drift.update(instances)`. None until fitted.
         fingerprint: The detector that it was fitted on.
+        seconds: Time spent in each signal so far (on a GPU that of starting its work); clear it as you like.
     """
 
     def __init__(self, signals: Sequence[str | Signal] = ("cheap",), **terms: Any) -> None:
@@ -66,6 +68,7 @@ class Monitor:
         self._lessons: Iterator[GroundTruth | None] | None = None
         self._taught: set[str] = set()
         self._skipped: set[str] = set()
+        self.seconds: dict[str, float] = {}
 
     def apply(self, frame: Frame) -> Instances:
         """The frame's instances with every signal's columns, `reliability`, `expected_iou` and `verdict`.
@@ -84,7 +87,9 @@ class Monitor:
         instances = frame.instances
         columns: dict[str, Tensor] = {}
         for signal in self._usable(frame):
+            start = time.perf_counter()
             columns.update(signal(frame))
+            self.seconds[signal.name] = self.seconds.get(signal.name, 0.0) + time.perf_counter() - start
         if len(instances) == 0:  # evidence may be missing where there is nothing: the schema stays
             none = torch.zeros(0, device=instances.device)
             columns = {name: none for signal in self.signals for name in signal.columns}

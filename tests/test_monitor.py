@@ -175,6 +175,22 @@ def test_drift_is_fitted_on_the_usual_images_alone(fitted: Monitor) -> None:
     assert torch.equal(once.state()[0]["edges"], monitor.drift.state()[0]["edges"])
 
 
+def test_novelty_keeps_its_false_alarm_rate(tmp_path: Path) -> None:
+    monitor = Monitor([Tell()], novelty="tell/value", false_alarm=0.1)
+    monitor.fit([(monitor.apply(frame), truth) for frame, truth in map(scene, range(60))])
+    monitor.save(tmp_path)
+    again = Monitor.load(tmp_path, signals=[Tell()])
+    assert again.terms == monitor.terms
+    pairs = [(again.apply(frame), truth) for frame, truth in map(scene, range(200, 260))]
+    rows, correct, _, _ = labelled(pairs)
+    assert 0.03 < rows.columns["is_ood"][correct].mean() < 0.14
+    odd = scene(300)[0]
+    odd = odd.with_instances(odd.instances.replace(features=odd.instances.features + 5))
+    assert again.apply(odd).columns["is_ood"].mean() > 0.9
+    with pytest.raises(ValueError, match="no column 'tell/valu'.* did you mean 'tell/value'"):
+        Monitor([Tell()], novelty="tell/valu").fit(pairs)
+
+
 def test_too_little_data_certifies_nothing() -> None:
     monitor = Monitor([Tell()], groups=["class", "size"])
     monitor.fit([(monitor.apply(frame), truth) for frame, truth in map(scene, range(4))])

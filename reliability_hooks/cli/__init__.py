@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "detect, score every object, write annotated pictures and predictions.json",
     "calibrate": "fit a monitor for a detector on labelled images",
     "evaluate": "judge a monitor on labelled images that it was not fitted on",
+    "evaluate-ood": "compare out-of-distribution scores on images of unknown objects",
 }
 
 
@@ -31,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
         print(usage(), file=sys.stderr)
         return 2
-    status: int = import_module(f".{name}", __package__).main(rest)
+    status: int = import_module(f".{name.replace('-', '_')}", __package__).main(rest)
     return status
 
 
 def usage() -> str:
     """The commands, a line each."""
-    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:12} {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: reliability-hooks COMMAND ...   (COMMAND --help says more)", "", *lines])

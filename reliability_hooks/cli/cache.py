@@ -7,12 +7,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.datasets import GroundTruth
 from ..instances import Instances
 from ..reliability.state import load_state, pack, save_state, unpack
 from ..signals.base import Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TAGS = "signals"
 
@@ -33,23 +36,19 @@ class RowCache:
 
     def read(self, key: str) -> Instances | None:
         """The rows with the columns asked for; None where one of the signals has not seen them."""
-        from safetensors import safe_open
-
         path = self.directory / f"{key}.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            tags: dict[str, list[str]] = json.loads((file.metadata() or {}).get(TAGS, "{}"))
-            if not self.columns.keys() <= tags.keys():
-                return None
-            foreign = {name for tag, names in tags.items() if tag not in self.columns for name in names}
-            names = [name for name in file.keys() if name not in foreign]  # noqa: SIM118 (no mapping)
-            arrays = {name: file.get_tensor(name) for name in names}
+        every, tags = self._load(path)
+        if not self.columns.keys() <= tags.keys():
+            return None
+        foreign = {name for tag, names in tags.items() if tag not in self.columns for name in names}
+        arrays: dict[str, Any] = {name: value for name, value in every.items() if name not in foreign}
         own = {name.removeprefix("columns/"): arrays.pop(name) for name in list(arrays) if name.startswith("columns/")}
         return Instances(**arrays, columns=own)
 
     def write(self, key: str, rows: Instances) -> None:
-        """Keep the rows in place of what was there."""
+        """Keep the rows, beside the columns of other signals on the same boxes."""
         import torch
         from safetensors.torch import save_file
 
@@ -57,10 +56,25 @@ class RowCache:
         arrays |= {f"columns/{name}": value for name, value in rows.columns.items()}
         tags = {t: [f"columns/{n}" for n in names if n in rows.columns] for t, names in self.columns.items()}
         path = self.directory / f"{key}.safetensors"
+        if path.is_file():
+            former, held = self._load(path)
+            if torch.equal(former["boxes"], rows.boxes.cpu()) and torch.equal(former["labels"], rows.labels.cpu()):
+                others = {tag: names for tag, names in held.items() if tag not in tags}
+                tags |= others
+                arrays |= {name: former[name] for names in others.values() for name in names}
         draft = path.with_suffix(".new")
         whole = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k, v in arrays.items()}
         save_file(whole, draft, {TAGS: json.dumps(tags)})
         os.replace(draft, path)
+
+    @staticmethod
+    def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """All arrays, and the names of those of each signal."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            tags: dict[str, list[str]] = json.loads((file.metadata() or {}).get(TAGS, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, tags  # noqa: SIM118 (no mapping)
 
     def remember(self, key: str, signals: Sequence[Signal]) -> None:
         """Keep what signals have learnt."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from ..config import Settings, load_settings
 from ..hosts.base import load
 from ..monitor import Monitor
+from ..reliability.judge import Terms
 
 T = TypeVar("T")
 
@@ -78,8 +79,8 @@ def open_detector(settings: Settings) -> Any:
 def new_monitor(settings: Settings) -> Monitor:
     """An unfitted monitor as the settings say."""
     m = settings.monitor
-    terms = {"target": m.target, "delta": m.delta, "groups": m.groups, "taus": m.taus, "seed": settings.seed}
-    return Monitor(m.signals, iou_threshold=m.iou_threshold, **terms)
+    terms = {name: getattr(m, name) for name in Terms.__dataclass_fields__ if name != "seed"}
+    return Monitor(m.signals, **terms, seed=settings.seed)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -8,14 +8,15 @@ one, is left without evidence (NaN) rather than given somebody else's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..frame import Candidates
+from ..frame import Candidates, Classifier, Frame
 from ..instances import Head, Instances
+from .look import LookAt, look_at
 
 SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE = 0.05  # px of the original image: rounding, not neighbouring anchors
@@ -35,6 +36,7 @@ class RawRows:
         head: How logits become scores.
         background: Column of the background.
         features: (rows (n,), boxes (n, 4) in original pixels) -> (n, D), or None.
+        classifier: rows (n,) -> the last layer at these rows, or None.
     """
 
     scores: Tensor
@@ -43,6 +45,7 @@ class RawRows:
     head: Head
     background: int | None = None
     features: Callable[[Tensor, Tensor], Tensor] | None = None
+    classifier: Callable[[Tensor], Classifier] | None = None
 
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,8 +93,14 @@ def match_rows(boxes: Tensor, scores: Tensor, labels: Tensor, raw: RawRows) -> T
     return found
 
 
-def with_evidence(kept: Instances, raw: RawRows) -> Instances:
-    """`kept` with logits and features of the raw row that each box came from; NaN where it is not found."""
+def with_evidence(kept: Instances, raw: RawRows, look: LookAt | None = None) -> Frame:
+    """All that the raw rows tell of `kept`: NaN, in logits, features and classifier, for a box whose row is not found.
+
+    Args:
+        kept: The detections.
+        raw: The rows that they came from.
+        look: How the host looks at rows in other pixels.
+    """
     rows = match_rows(kept.boxes, kept.scores, kept.labels, raw)
     found = rows >= 0
     rows = rows[found]
@@ -101,11 +110,22 @@ def with_evidence(kept: Instances, raw: RawRows) -> Instances:
         full[found] = values.float()
         return full
 
-    return kept.replace(
+    last = None if raw.classifier is None else raw.classifier(rows)
+    if last is not None:
+        which = torch.zeros_like(kept.labels)
+        which[found] = last.which
+        last = replace(last, inputs=scatter(last.inputs), which=which)
+    instances = kept.replace(
         logits=scatter(raw.logits[rows]),
         head=raw.head,
         background=raw.background,
         features=None if raw.features is None else scatter(raw.features(rows, kept.boxes[found])),
+    )
+    return Frame(
+        instances=instances,
+        candidates=candidates(raw),
+        look=None if look is None else look_at(look, rows, found),
+        classifier=last,
     )
 
 

@@ -7,20 +7,24 @@ The detector returns its own list of dicts; each dict gains `reliability`, `reli
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from ..frame import Candidates, Frame, View
+from ..frame import Candidates, Frame, Glance, View
 from ..instances import Instances
 from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .look import Part, frozen
 from .rows import candidates, with_evidence
-from .torchvision_rows import Capture, family, maps, sizes, stage, trunk
+from .torchvision_inside import LAST, classifier, last_layer, maps, stage, trunk
+from .torchvision_rows import Capture, family, sizes
 
 ADDED = ("reliability", "reliability_interval", "verdict", "expected_iou")
 
@@ -47,7 +51,9 @@ class TorchvisionHost(Host):
             )
         super().__init__(model)
         self._running = threading.local()  # `capture`: there during a pass in eval mode only, one for each thread
-        self._watched, self._raw, self._pass = found
+        self._family = found
+        self._watched, self._raw = found.watched, found.raw
+        self._needs: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> nn.Module:
@@ -77,6 +83,7 @@ class TorchvisionHost(Host):
     ) -> list[Removable]:
         """Watch the modules that make boxes; when the model's forward ends, add the keys to what it returns."""
         running = self._running
+        self._needs = frozenset(needs)
         self._dropout = bool(dropouts(self.model))
 
         def start(module: nn.Module, args: Any) -> None:
@@ -91,6 +98,10 @@ class TorchvisionHost(Host):
             capture = getattr(running, "capture", None)
             if capture is not None and (name := stage(capture, output)) is not None:
                 capture[name] = ((), output)  # what runs later is deeper; a sequence ends with its last block
+
+        def keep_input(module: nn.Module, args: Any) -> None:
+            if (capture := getattr(running, "capture", None)) is not None:
+                capture.setdefault(LAST, ([], module))[0].append(args[0].detach())
 
         def finish(module: nn.Module, args: Any, output: Any) -> None:
             capture, running.capture = getattr(running, "capture", None), None
@@ -108,6 +119,9 @@ class TorchvisionHost(Host):
         ]
         if "maps" in needs:
             watch += [m.register_forward_hook(Hook(keep_stage, report)) for m in trunk(self.model.backbone)]
+        layer = last_layer(self.model, self._family.last) if "classifier" in needs else None
+        if layer is not None:
+            watch.append(layer.register_forward_pre_hook(Hook(keep_input, report)))
         return [
             self.model.register_forward_pre_hook(Hook(start, report)),
             *watch,
@@ -120,30 +134,47 @@ class TorchvisionHost(Host):
         if "masks" in detections:
             instances = instances.replace(masks=detections["masks"].detach()[:, 0] > 0.5)
         raw = self._raw(self.model, capture, i)
+        raw = replace(raw, classifier=classifier(capture, i, raw.logits.shape[1]))
         view = _view(self.model.transform, capture, i)
-        return Frame(
-            instances=with_evidence(instances, raw),
+        levels = maps(capture, i)
+        return replace(
+            with_evidence(instances, raw, partial(self._look, capture, i) if view and "look" in self._needs else None),
             view=view,
-            candidates=candidates(raw),
-            maps=maps(capture, i),
+            maps=None if levels is None else {name: level.detach() for name, level in levels.items()},
             rerun=None if view is None else self._rerun,
             dropout=self._dropout,
         )
 
     def _rerun(self, pixels: Tensor, dropout: bool = False) -> list[Candidates]:
-        """See `Frame.rerun`. The hooks write into a capture of its own; what they know of the running pass stays."""
+        """See `Frame.rerun`."""
+        transform = self.model.transform
+        batch = transform.batch_images(list(pixels), size_divisible=transform.size_divisible)
+        with torch.no_grad(), dropping(self.model) if dropout else nullcontext(), self._aside(pixels, batch) as capture:
+            self._family.run(self.model, capture["transform"][1][0])
+            self._check(capture)
+            return [candidates(self._raw(self.model, capture, i)) for i in range(len(pixels))]
+
+    def _look(self, seen: Capture, i: int, rows: Tensor, pixels: Tensor) -> Glance:
+        """See `Frame.look`. Padded as the image was in its batch: what lies beside it shows at its edge."""
+        batch, (h, w) = seen["transform"][1][0].tensors, sizes(seen, i)[1]
+        if pixels.shape[1:] != (batch.shape[1], h, w):
+            raise ValueError(f"pixels must be (B, {batch.shape[1]}, {h}, {w}) as the view's, not {tuple(pixels.shape)}")
+        padded = pad(pixels.to(batch.dtype), (0, batch.shape[3] - w, 0, batch.shape[2] - h))
+        with self._aside(pixels, padded) as capture:
+            part = Part(self.model, partial(self._family.look, capture=seen, i=i, rows=rows))
+            return Glance(frozen(part, capture["transform"][1][0]), maps(capture, slice(None)))
+
+    @contextmanager
+    def _aside(self, pixels: Tensor, batch: Tensor) -> Iterator[Capture]:
+        """The hooks write into a capture of its own, of a batch of (B, 3, h, w) pixels; the running pass's stays."""
         from torchvision.models.detection.image_list import ImageList
 
-        transform, images = self.model.transform, list(pixels)
-        batch = transform.batch_images(images, size_divisible=transform.size_divisible)
+        images = list(pixels)
         inputs = ImageList(batch, [(int(image.shape[1]), int(image.shape[2])) for image in images])
         capture: Capture = {"transform": ((images, None), (inputs, None))}  # resized by nothing: boxes stay as seen
         outer, self._running.capture = getattr(self._running, "capture", None), capture
         try:
-            with torch.no_grad(), dropping(self.model) if dropout else nullcontext():
-                self._pass(self.model, inputs)
-                self._check(capture)
-                return [candidates(self._raw(self.model, capture, i)) for i in range(len(images))]
+            yield capture
         finally:
             self._running.capture = outer
 

@@ -1,15 +1,14 @@
-"""What a torchvision detector computes, in our terms: raw rows, stages of the backbone, a pass on given pixels."""
+"""What a torchvision detector computes, in our terms: raw rows, and passes on given pixels."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..frame import MAPS
 from .rows import RawRows, pool_features
 
 Capture = dict[str, tuple[Any, Any]]
@@ -23,11 +22,16 @@ class Family(NamedTuple):
         watched: Modules that a pass calls, without which there are no rows.
         raw: (model, capture, i) -> the rows of image i.
         run: (model, `ImageList`) -> nothing: what the model does after its transform, for the hooks to see.
+        look: (model, `ImageList` of B, capture, i, rows (n,)) -> logits (B, n, K) at these rows of image i, the images
+            being versions of it, padded as its batch was.
+        last: Where the last layer of the classifier is; None for SSD, which has one for each level, of other widths.
     """
 
     watched: tuple[str, ...]
     raw: Callable[[Any, Capture, int], RawRows]
     run: Callable[[Any, Any], None]
+    look: Callable[..., Tensor]
+    last: str | None
 
 
 def family(model: Any) -> Family | None:
@@ -37,10 +41,12 @@ def family(model: Any) -> Family | None:
     from torchvision.models.detection.ssd import SSD
 
     if isinstance(model, GeneralizedRCNN):
-        return Family(("transform", "roi_heads", "roi_heads.box_predictor"), _two_stage, _run_two_stage)
-    for kind, raw in ((RetinaNet, _retinanet), (FCOS, _fcos), (SSD, _ssd)):
+        watched = ("transform", "roi_heads", "roi_heads.box_predictor")
+        return Family(watched, _two_stage, _run_two_stage, _look_two_stage, "roi_heads.box_predictor.cls_score")
+    watched, last = ("transform", "head", "anchor_generator"), "head.classification_head.cls_logits"
+    for kind, raw, layer in ((RetinaNet, _retinanet, last), (FCOS, _fcos, last), (SSD, _ssd, None)):
         if isinstance(model, kind):
-            return Family(("transform", "head", "anchor_generator"), raw, _run_dense)
+            return Family(watched, raw, _run_dense, _look_dense, layer)
     return None
 
 
@@ -52,60 +58,34 @@ def sizes(capture: Capture, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _run_two_stage(model: Any, inputs: Any) -> None:
-    features = model.backbone(inputs.tensors)
-    features = OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
+    features = _features(model, inputs)
     proposals, _ = model.rpn(inputs, features)
     model.roi_heads(features, proposals, inputs.image_sizes)
 
 
 def _run_dense(model: Any, inputs: Any) -> None:
-    features = model.backbone(inputs.tensors)
-    features = [features] if isinstance(features, Tensor) else list(features.values())
+    features = list(_features(model, inputs).values())
     model.head(features)
     model.anchor_generator(inputs, features)
 
 
-def trunk(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a backbone below its feature pyramid, and what holds them: sequences, lists of stages, a wrapper.
-
-    What is inside of a block is none of them: its first layers, before its stride, belong to no earlier stage.
-    """
-    from torchvision.ops import FeaturePyramidNetwork
-
-    children = [m for m in backbone.children() if not isinstance(m, FeaturePyramidNetwork)]
-    sequences = (nn.Sequential, nn.ModuleDict)
-    wrapped = len(children) == 1 and not isinstance(backbone, sequences)
-    for child in children:
-        if isinstance(child, nn.ModuleList):
-            yield from child
-            continue
-        yield child
-        if wrapped or isinstance(child, sequences):
-            yield from trunk(child)
+def _look_two_stage(model: Any, inputs: Any, capture: Capture, i: int, rows: Tensor) -> Tensor:
+    """The RoIs stay where they were proposed."""
+    (_, proposals, *_), _ = capture["roi_heads"]
+    rois, heads, count = proposals[i].detach()[rows], model.roi_heads, len(inputs.tensors)
+    pooled = heads.box_roi_pool(_features(model, inputs), [rois] * count, inputs.image_sizes)
+    logits: Tensor = heads.box_predictor(heads.box_head(pooled))[0]
+    return logits.view(count, len(rois), logits.shape[1])
 
 
-def stage(capture: Capture, output: Any) -> str | None:
-    """The name in `MAPS` of a feature map (B, C, h, w), by how many input pixels there are for each of its own."""
-    if "transform" not in capture or not isinstance(output, Tensor) or output.ndim != 4:
-        return None
-    size = capture["transform"][1][0].tensors.shape[-2:]
-    for name, stride in zip(MAPS, (4, 8, 16), strict=True):
-        if all(n // stride <= m <= -(-n // stride) for n, m in zip(size, output.shape[-2:], strict=True)):
-            return name
-    return None
+def _look_dense(model: Any, inputs: Any, capture: Capture, i: int, rows: Tensor) -> Tensor:
+    logits: Tensor = model.head(list(_features(model, inputs).values()))["cls_logits"]
+    return logits[:, rows]
 
 
-def maps(capture: Capture, i: int) -> dict[str, Tensor] | None:
-    """Feature maps of image i by depth, without the padding of the batch; None where a stage is not there."""
-    if any(name not in capture for name in MAPS):
-        return None
-    height, width = capture["transform"][1][0].tensors.shape[-2:]
-    h, w = sizes(capture, i)[1]
-    levels = {name: capture[name][1][i].detach() for name in MAPS}
-    return {
-        name: level[:, : -(-h * level.shape[1] // height), : -(-w * level.shape[2] // width)]
-        for name, level in levels.items()
-    }
+def _features(model: Any, inputs: Any) -> OrderedDict[str, Tensor]:
+    features = model.backbone(inputs.tensors)
+    return OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
 
 
 def _two_stage(model: Any, capture: Capture, i: int) -> RawRows:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..frame import MAPS, View
+from .last_layer import of_levels, plain
 from .rows import RawRows, pool_features
+
+BRANCHES = ("cv3", "one2one_cv3")
+"""Classes of the head: with suppression, and end-to-end."""
 
 
 def stages(layers: nn.Sequential) -> dict[str, int]:
@@ -26,15 +32,41 @@ def stages(layers: nn.Sequential) -> dict[str, int]:
     }
 
 
-def raw_rows(head: Any, output: Any, i: int, size: tuple[int, ...], image_size: tuple[int, int] | None) -> RawRows:
-    """The rows of image i; boxes in pixels of the original, or of the input itself where no `image_size` is given."""
+def class_layers(head: Any) -> dict[str, list[nn.Conv2d]]:
+    """The last convolution of each level, by branch, where these give the logits: World and YOLOE heads go on."""
+    found = {}
+    for name in BRANCHES:
+        branch = getattr(head, name, None)  # None: `fuse` takes out the one that is not in use
+        last = [[m for m in level.modules() if isinstance(m, nn.Conv2d)][-1] for level in branch or ()]
+        alike = all(m.out_channels == head.nc and m.weight.shape == last[0].weight.shape for m in last)
+        if last and alike and all(plain(m, head.nc) for m in last):
+            found[name] = last
+    return found
+
+
+def raw_rows(
+    head: Any,
+    output: Any,
+    i: int,
+    size: tuple[int, ...],
+    image_size: tuple[int, int] | None,
+    inputs: Mapping[nn.Module, Tensor] | None = None,
+) -> RawRows:
+    """The rows of image i.
+
+    Args:
+        head: The module.
+        output: What it returned.
+        i: Index in the batch.
+        size: (height, width) of the input.
+        image_size: Boxes are in pixels of the original, or of the input itself where this is not given.
+        inputs: What each of `class_layers` was given, where somebody needs it.
+    """
     from ultralytics.utils import ops
 
-    decoded, raw = output
+    decoded, raw = output[0], selected(head, output)
     if isinstance(decoded, tuple):  # segmentation returns its prototypes beside the rows
         decoded = decoded[0]
-    if "one2one" in raw:
-        raw = raw["one2one" if head.end2end else "one2many"]
     logits = raw["scores"][i].T
     if head.end2end:  # what the head returned are the kept rows only
         boxes, scores = head._get_decode_boxes(raw)[i].T, logits.sigmoid()
@@ -52,7 +84,18 @@ def raw_rows(head: Any, output: Any, i: int, size: tuple[int, ...], image_size: 
         in_input = kept if image_size is None else letterbox(size, image_size).to_view(kept.float())
         return pool_features([level[i] for level in raw["feats"]], in_input, (size[0], size[1]))
 
-    return RawRows(scores=scores, logits=logits, decode=decode, head="sigmoid", features=features)
+    layers = class_layers(head).get(BRANCHES[head.end2end], []) if inputs else []
+    seen = [inputs[layer][i] for layer in layers if layer in inputs] if inputs else []
+    return RawRows(
+        scores=scores, logits=logits, decode=decode, head="sigmoid", features=features,
+        classifier=partial(of_levels, layers, seen) if layers and len(seen) == len(layers) else None,
+    )
+
+
+def selected(head: Any, output: Any) -> Any:
+    """Scores, boxes and features before decoding, of the branch that is in use."""
+    raw = output[1]
+    return raw["one2one" if head.end2end else "one2many"] if "one2one" in raw else raw
 
 
 def letterbox(size: tuple[int, ...], image_size: tuple[int, int], pixels: Tensor | None = None) -> View:

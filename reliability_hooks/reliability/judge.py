@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .groups import Groups, size_codes
 from .guarantee import Guarantee
 from .interval import Interval
 from .model import ReliabilityModel
+from .novelty import Novelty
 from .state import State, pack, unpack
 from .targets import targets
 
@@ -36,6 +38,8 @@ class Terms:
         delta: Probability with which the promise may fail.
         groups: Names out of `FACTORS` whose every combination gets a promise of its own; one for all without.
         taus: Stricter IoU thresholds at which P(right) is given too.
+        novelty: Column of the out-of-distribution score that `is_ood` and `ood_p_value` are made from; neither without.
+        false_alarm: Greatest share of known objects, in each class and size, that `is_ood` may take for unknown.
         seed: Of everything that draws.
     """
 
@@ -44,6 +48,8 @@ class Terms:
     delta: float = 0.1
     groups: tuple[str, ...] = ()
     taus: tuple[float, ...] = (0.75,)
+    novelty: str | None = None
+    false_alarm: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +57,8 @@ class Terms:
             raise ValueError(f"iou_threshold must lie in [0, 1), not {self.iou_threshold}")
         if wrong := [t for t in self.taus if not self.iou_threshold < t < 1]:
             raise ValueError(f"taus must lie between iou_threshold ({self.iou_threshold}) and 1, not {wrong}")
+        if not 0 < self.false_alarm < 1:
+            raise ValueError(f"false_alarm is a rate in (0, 1), not {self.false_alarm}")
         if unknown := set(self.groups) - FACTORS.keys():
             raise ValueError(f"unknown groups {sorted(unknown)}; there are: {', '.join(FACTORS)}")
 
@@ -70,6 +78,7 @@ class Judge:
         guarantee: Reliability -> verdict.
         groups: Levels of the factors.
         further: Reliability and class -> P(class right), P(right at each tau), expected mask IoU.
+        novelty: Out-of-distribution score, class and size -> p-value and `is_ood`; None unless asked for.
     """
 
     terms: Terms
@@ -78,6 +87,7 @@ class Judge:
     guarantee: Guarantee | None
     groups: Groups
     further: TargetCalibrators | None
+    novelty: Novelty | None = None
 
     @classmethod
     def fit(
@@ -101,9 +111,10 @@ class Judge:
         group = torch.tensor([codes[g] for g in groups], dtype=torch.int64)[image]
         evidence = {n: rows.columns[n] for n in columns if n in rows.columns}
         model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=terms.seed)
+        novelty = _novelty(terms, rows[correct], group[correct])
         honest = model.cross_fitted
         if honest is None or not bool(honest.isfinite().any()):
-            return cls(terms, model, None, None, Groups({}), None)
+            return cls(terms, model, None, None, Groups({}), None, novelty)
         factors = terms.factors(rows)
         known = Groups.fit(factors)
         guarantee = Guarantee.fit(
@@ -112,7 +123,8 @@ class Judge:
         )
         asked = _further(terms, rows, image, pairs)
         further = TargetCalibrators.fit(honest, asked, rows.labels, parents=parents) if asked else None
-        return cls(terms, model, Interval.fit(honest, correct, group, seed=terms.seed), guarantee, known, further)
+        interval = Interval.fit(honest, correct, group, seed=terms.seed)
+        return cls(terms, model, interval, guarantee, known, further, novelty)
 
     def __call__(self, instances: Instances) -> dict[str, Tensor]:
         """Every column of judgement: `unknown(n)` and those of `further`.
@@ -132,13 +144,15 @@ class Judge:
             for name, value in found.items():
                 value = value.to(reliability.device, torch.float32)
                 answer[SAID_AS.get(name, f"p_{name}")] = torch.minimum(value, reliability) if "tp_" in name else value
+        if self.novelty is not None:
+            answer |= self.novelty(instances.column(str(self.terms.novelty)), _cells(instances))
         return {**unknown(len(instances), instances.device), **answer}
 
     def state(self) -> State:
         """Tensors and meta for `from_state`."""
         parts = {
             "model": self.model, "interval": self.interval, "guarantee": self.guarantee, "groups": self.groups,
-            "further": self.further,
+            "further": self.further, "novelty": self.novelty,
         }
         return pack({name: part.state() for name, part in parts.items() if part is not None})
 
@@ -151,7 +165,8 @@ class Judge:
 
         model, groups = ReliabilityModel.from_state(unpack(state, "model")), Groups.from_state(unpack(state, "groups"))
         interval, guarantee = part(Interval, "interval"), part(Guarantee, "guarantee")
-        return cls(terms, model, interval, guarantee, groups, part(TargetCalibrators, "further"))
+        further, novelty = part(TargetCalibrators, "further"), part(Novelty, "novelty")
+        return cls(terms, model, interval, guarantee, groups, further, novelty)
 
 
 SAID_AS = {"mask_iou": "expected_mask_iou"}
@@ -167,6 +182,20 @@ def unknown(n: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         "expected_iou": nan,
         "verdict": torch.zeros(n, dtype=torch.int64, device=device),
     }
+
+
+def _cells(instances: Instances) -> dict[str, Tensor]:
+    return {name: FACTORS[name](instances) for name in ("class", "size")}
+
+
+def _novelty(terms: Terms, right: Instances, group: Tensor) -> Novelty | None:
+    if terms.novelty is None:
+        return None
+    if terms.novelty not in right.columns:
+        near = get_close_matches(terms.novelty, right.columns, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(right.columns)}"
+        raise ValueError(f"no column {terms.novelty!r} to tell unknown objects by; {hint}")
+    return Novelty.fit(right.columns[terms.novelty], group, _cells(right), terms.false_alarm)
 
 
 def _further(terms: Terms, rows: Instances, image: Tensor, pairs: Pairs) -> dict[str, Tensor]:

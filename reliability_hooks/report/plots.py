@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MARKERS = "os^Dv*"
 HATCHES = ("", "//", "..", "xx")
 GREY, SMALL = "0.45", 8
 FLOOR = -0.32  # of the counts, on the scale of the share correct
@@ -133,6 +134,36 @@ def plot_conditions(
         ax.legend(fontsize=SMALL - 1, frameon=False, ncols=min(len(methods), 3), loc="upper left", borderaxespad=0.1)
     ax.grid(axis="y", alpha=0.25, linewidth=0.5)
     ax.set_axisbelow(True)
+    return _tidy(ax)
+
+
+def plot_scores(ax: Axes, table: Mapping[str, Mapping[str, Estimate]], xlabel: str, title: str = "") -> Axes:
+    """A line for each score, a dot with its interval for each set.
+
+    Args:
+        ax: where to draw.
+        table: score -> set -> estimate, every score with the same sets; the first is drawn on top.
+        xlabel: the metric.
+        title: above the axis.
+
+    Returns:
+        `ax`.
+    """
+    sets = list(next(iter(table.values()), {}))
+    rows = np.arange(len(table))
+    for k, name in enumerate(sets):
+        value, low, high = np.array([[e.value, e.low, e.high] for e in (row[name] for row in table.values())]).T
+        y = rows + (k - (len(sets) - 1) / 2) * 0.22
+        reach = np.nan_to_num(np.stack([value - low, high - value])).clip(min=0)
+        ax.errorbar(value, y, xerr=reach, fmt=MARKERS[k % len(MARKERS)], color=CYCLE[k % len(CYCLE)], markersize=4.5,
+                    elinewidth=0.9, capsize=2, label=name.replace("_", " "))
+    ax.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    ax.set_yticks(rows, list(table))
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set(xlabel=xlabel, title=title)
+    ax.grid(axis="both", alpha=0.25, linewidth=0.5)
+    if sets:
+        ax.legend(fontsize=SMALL - 1, frameon=False, ncols=len(sets), loc="lower left", bbox_to_anchor=(0, 1))
     return _tidy(ax)
 
 

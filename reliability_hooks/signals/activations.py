@@ -32,6 +32,8 @@ class Activations(Signal):
         **{f"activations/image_{m}": (f"image of usual {m} features", f"image of unusual {m} features") for m in MAPS},
     }
 
+    scores = tuple(columns)
+
     def __init__(self) -> None:
         self.moments: dict[str, Moments] = {}
         self.known: dict[str, tuple[Tensor, Tensor]] = {}

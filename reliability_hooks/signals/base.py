@@ -34,6 +34,9 @@ FAMILIES: dict[str, str] = {
     "ood/knn": "ood.knn:KNearest",
     "ood/vim": "ood.vim:ViM",
     "ood/bam": "ood.bam:BoxAbstraction",
+    "ood/particul": "ood.particul:Particul",
+    "ood/odin": "ood.odin:ODIN",
+    "ood/safe": "ood.safe:SAFE",
     "features": "features:FeatureComponents",
     "activations": "activations:Activations",
     "consistency": "consistency:Consistency",
@@ -45,6 +48,9 @@ FAMILIES: dict[str, str] = {
 PRESETS: dict[str, tuple[str, ...]] = {
     "cheap": ("geometry", "candidates", "image", "ood/logits"),
     "full": ("geometry", "candidates", "image", "ood/logits", "consistency"),
+    "ood": ("ood/logits", "ood/kl_matching", "ood/temperature_msp", "ood/gradnorm", "ood/react", "ood/dice", "ood/ash",
+            "ood/scale", "ood/fdbd", "ood/nnguide", "ood/mahalanobis", "ood/relative_mahalanobis", "ood/knn", "ood/vim",
+            "ood/bam", "features", "activations"),
 }
 """Names for several signals: `cheap` needs no further forward pass. `features` and `activations` are in neither, since
 in the ablation of `tools/bench/reliability.py` they make the reliability no better."""
@@ -60,12 +66,14 @@ class Signal:
         name: Registered name; every column is called `name/...`.
         requires: Evidence without which the signal is skipped (reported once, by name).
         columns: Each column with a phrase for a low and for a high value, to name reasons with.
+        scores: The columns that are out-of-distribution scores: higher = more out-of-distribution.
         learns: Whether it has to see in-distribution frames before it can be called.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[Requirement, ...]] = ()
     columns: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    scores: ClassVar[tuple[str, ...]] = ()
     learns: ClassVar[bool] = False
 
     def __call__(self, frame: Frame) -> dict[str, Tensor]:

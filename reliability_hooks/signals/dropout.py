@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import nan
 from typing import ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.special import entr
 
 from ..frame import Candidates, Frame
+from ..instances import Instances
 from .base import Signal
 from .geometry import ious
 
@@ -49,6 +50,8 @@ class Dropout(Signal):
         "dropout/score_std": ("its score holds under dropout", "its score varies under dropout"),
     }
 
+    scores = ("dropout/mutual_information", "dropout/variance")
+
     def __call__(self, frame: Frame) -> dict[str, Tensor]:
         view, kept = frame.view, frame.instances
         if view is None or frame.rerun is None or not frame.dropout:
@@ -58,12 +61,8 @@ class Dropout(Signal):
         with _seeded(view.pixels.device):
             found = frame.rerun(view.pixels.repeat(PASSES, 1, 1, 1), dropout=True)
 
-        labels = torch.cat([kept.labels, *(c.labels for c in found)])
-        classes = max(int(labels.max()) + 1, 0 if kept.logits is None else kept.logits.shape[1])
         boxes, scores = view.to_view(kept.boxes.float()), kept.scores.float()
-        p = torch.stack([_best(boxes, c, classes) for c in found])
-        own = p.gather(2, kept.labels.expand(PASSES, -1)[..., None])[..., 0]
-        p = kept.without_background(p.flatten(0, 1)).view(PASSES, len(kept), -1)
+        p, own = found_again(boxes, kept, found)
         table = torch.stack([
             mutual_information(p, exclusive=kept.head in ("softmax", "softmax+background")),
             p.var(0, correction=0).mean(1),
@@ -88,6 +87,21 @@ def mutual_information(p: Tensor, exclusive: bool) -> Tensor:
         p = torch.cat([p, 1 - p], 2)
     gained: Tensor = entr(p.mean(0)) - entr(p).mean(0)
     return gained.sum(1).clamp(min=0)
+
+
+def found_again(boxes: Tensor, kept: Instances, passes: Sequence[Candidates]) -> tuple[Tensor, Tensor]:
+    """(passes, N, K) best score of each class but the background's at each kept box, and (passes, N) of its label.
+
+    Args:
+        boxes: (N, 4) of `kept`, where those of the passes lie; N >= 1.
+        kept: The objects.
+        passes: What each pass found before suppression.
+    """
+    labels = torch.cat([kept.labels, *(c.labels for c in passes)])
+    classes = max(int(labels.max()) + 1, 0 if kept.logits is None else kept.logits.shape[1])
+    p = torch.stack([_best(boxes, c, classes) for c in passes])
+    own = p.gather(2, kept.labels.expand(len(passes), -1)[..., None])[..., 0]
+    return kept.without_background(p.flatten(0, 1)).view(len(passes), len(kept), -1), own
 
 
 def _best(boxes: Tensor, raw: Candidates, classes: int) -> Tensor:

@@ -34,6 +34,8 @@ class FeatureComponents(Signal):
         "features/residual": ("usual features", "unusual features"),
     }
 
+    scores = ("features/residual",)
+
     def __init__(self) -> None:
         self.moments = Moments()
         self.tensors: dict[str, Tensor] = {}

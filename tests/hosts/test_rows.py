@@ -90,7 +90,7 @@ def test_equal_sums_of_coordinates_are_no_match() -> None:
 def test_evidence_comes_from_the_row() -> None:
     found, raw, row = scene(1, rows=50, kept=10, classes=3, levels=10_000)
     with_stranger = Instances.cat([found, found[:1].replace(boxes=found.boxes[:1] + 3)])
-    given = with_evidence(with_stranger, raw)
+    given = with_evidence(with_stranger, raw).instances
     assert given.logits is not None
     assert given.features is not None
     assert torch.equal(given.logits[:10], raw.logits[row])
@@ -103,7 +103,7 @@ def test_evidence_comes_from_the_row() -> None:
 @pytest.mark.parametrize(("rows", "kept"), [(0, 0), (7, 0)])
 def test_nothing_kept_has_the_same_schema(rows: int, kept: int) -> None:
     found, raw, _ = scene(2, rows, kept, classes=3, levels=5)
-    given = with_evidence(found, raw)
+    given = with_evidence(found, raw).instances
     assert given.logits is not None
     assert given.features is not None
     assert (given.logits.shape, given.features.shape) == ((0, 3), (0, 2))
@@ -113,7 +113,7 @@ def test_half_rows_give_float_evidence() -> None:
     found, raw, row = scene(3, rows=50, kept=10, classes=3, levels=40)
     half = RawRows(raw.scores.half(), raw.logits.half(), lambda r, k: raw.decode(r, k).half(), "sigmoid")
     kept = found.replace(boxes=half.decode(row, found.labels).float(), scores=half.scores[row, found.labels].float())
-    given = with_evidence(kept, half)
+    given = with_evidence(kept, half).instances
     assert given.logits is not None
     assert given.logits.dtype == torch.float32
     assert torch.equal(given.logits, half.logits[row].float())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reliability_hooks import Monitor, attach
 from reliability_hooks.frame import MAPS, Frame
-from reliability_hooks.hosts.torchvision_rows import trunk
+from reliability_hooks.hosts.torchvision_inside import trunk
 from reliability_hooks.signals.base import Signal
 
 from .case import Recorder, Subject

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, View
+from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, Glance, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
 
@@ -50,7 +51,30 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
     )
     view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
     maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
-    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, known)
+    look = Look(view.pixels, logits, maps, torch.arange(n))
+    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look, known)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Logits and maps move with the pixels' means over a grid, from what they are in the frame's own pixels.
+
+    Each object reads the colours of a cell of its own, and those of the next one.
+    """
+
+    pixels: Tensor
+    logits: Tensor
+    maps: dict[str, Tensor]
+    rows: Tensor
+
+    def __call__(self, pixels: Tensor) -> Glance:
+        change = pixels.float() - self.pixels.float()
+        cells = adaptive_avg_pool2d(change, 4).flatten(2)  # (B, 3, 16)
+        own = (cells[:, :, self.rows % 16] + cells[:, :, (self.rows + 1) % 16]).sum(1)  # (B, n)
+        slope = torch.linspace(-5, 5, self.logits.shape[1])
+        moved = {name: level.float() + 3 * adaptive_avg_pool2d(change, level.shape[1:]).mean(1, keepdim=True)
+                 for name, level in self.maps.items()}
+        return Glance(self.logits[self.rows] + own.sin()[..., None] * slope, moved)
 
 
 def classifier(n: int, classes: int, generator: torch.Generator) -> Classifier:
@@ -69,7 +93,9 @@ def chosen(given: Frame, rows: Tensor) -> Frame:
     known = given.classifier
     assert known is not None
     known = replace(known, inputs=known.inputs[rows], which=known.which[rows])
-    return replace(given, instances=given.instances[rows], classifier=known)
+    assert isinstance(given.look, Look)
+    look = replace(given.look, rows=given.look.rows[rows])
+    return replace(given, instances=given.instances[rows], classifier=known, look=look)
 
 
 def cast(given: Classifier, dtype: torch.dtype) -> Classifier:
@@ -158,6 +184,7 @@ class TestEverySignal:
             {key: level.half() for key, level in full.maps.items()},  # type: ignore[union-attr]
             full.rerun,
             full.dropout,
+            full.look,
             cast(full.classifier, torch.float16),  # type: ignore[arg-type]
         )
         # the reference reads the same rounded numbers, as float32
@@ -168,6 +195,7 @@ class TestEverySignal:
             {key: level.float() for key, level in half.maps.items()},  # type: ignore[union-attr]
             full.rerun,
             full.dropout,
+            full.look,
             cast(half.classifier, torch.float32),  # type: ignore[arg-type]
         )
         given = signal(half)

@@ -130,6 +130,7 @@ class Score(Signal):
         if layer is not None:
             own.name = f"{type(self).name}@{layer}"
             own.columns = column(own.name)
+        own.scores = tuple(own.columns)
 
     def score(self, rows: Rows) -> Tensor:
         """(N,) float; higher = more out-of-distribution. The rows are finite and may be none."""

@@ -57,6 +57,8 @@ class LogitScores(Signal):
         "ood/logits/probability_sum": ("little evidence of an object", "evidence for more than one class"),
     }
 
+    scores = tuple(f"ood/logits/{name}" for name in ("msp", "max_logit", "energy", "entropy", "gen"))
+
     def __call__(self, frame: Frame) -> dict[str, Tensor]:
         found = frame.instances
         if found.logits is None or found.head is None:

@@ -69,8 +69,9 @@ def whitening(covariance: Tensor, n: int) -> Tensor:
     """(D, D) float64 W with |W' (x - y)|^2 the squared Mahalanobis distance.
 
     Exact where the covariance is regular. Where it is singular (constant features, fewer rows than features) it is
-    first shrunk to a multiple of the identity as far as its `n` rows ask for (oracle approximating shrinkage, Chen et
-    al. 2010, eq. 23), so that what never varied on known data counts when it does. All zero stands for the identity.
+    first shrunk to a multiple of the identity as far as its `n` rows ask for, so that what never varied on known data
+    counts when it does (oracle approximating shrinkage, Chen et al. 2010, eq. 23 without the terms 2 / D, as
+    scikit-learn has it). All zero stands for the identity.
 
     Args:
         covariance: (D, D) float64, of n rows.
@@ -82,9 +83,8 @@ def whitening(covariance: Tensor, n: int) -> Tensor:
     if not bool(trace > 0):
         values = torch.ones_like(values)
     elif not bool(values[0] > REGULAR * values[-1]):
-        spread = (n + 1 - 2 / d) * (squares - trace.square() / d)
-        share = ((1 - 2 / d) * squares + trace.square()) / spread if bool(spread > 0) else torch.ones_like(trace)
-        share = share.clamp(max=1)
+        spread = (n + 1) * (squares - trace.square() / d)
+        share = ((squares + trace.square()) / spread).clamp(max=1) if bool(spread > 0) else torch.ones_like(trace)
         values = (1 - share) * values + share * trace / d
     whiten: Tensor = vectors / values.sqrt()
     return whiten

@@ -13,7 +13,6 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ...instances import Head
 
-
 FAINT = 1e-30
 """A sum of probabilities under this may have lost some to underflow."""
 

@@ -23,7 +23,8 @@ def origins(weight: Tensor, bias: Tensor) -> Tensor:
         weight: (L, K, D).
         bias: (L, K).
     """
-    origin: Tensor = -(torch.linalg.pinv(weight.double()) @ bias.double().unsqueeze(-1)).squeeze(-1)
+    rounding = max(weight.shape[1:]) * torch.finfo(torch.float32).eps  # the weights have no more digits
+    origin: Tensor = -(torch.linalg.pinv(weight.double(), rtol=rounding) @ bias.double().unsqueeze(-1)).squeeze(-1)
     return origin.to(weight.dtype)
 
 
