@@ -187,7 +187,7 @@ def test_novelty_keeps_its_false_alarm_rate(tmp_path: Path) -> None:
     odd = scene(300)[0]
     odd = odd.with_instances(odd.instances.replace(features=odd.instances.features + 5))
     assert again.apply(odd).columns["is_ood"].mean() > 0.9
-    with pytest.raises(ValueError, match="no column 'tell/valu'.* did you mean 'tell/value'"):
+    with pytest.raises(ValueError, match=r"no column 'tell/valu'.* did you mean 'tell/value'"):
         Monitor([Tell()], novelty="tell/valu").fit(pairs)
 
 

@@ -1,11 +1,11 @@
-"""Paste cut-outs of unknown objects on photographs: a set for `evaluate-ood` whose boxes are exact.
+r"""Paste cut-outs of unknown objects on photographs: a set for `evaluate-ood` whose boxes are exact.
 
 The cut-outs are RGBA pictures, one object each, of no class of the detector; `--list` names those to take, a path
 relative to `--cutouts` in each line. Each is pasted once, on a photograph of its own, where it covers least of the
 annotated objects. Debian's package tuxpaint-stamps-default (GPL-2) has photographic ones, see configs/ood/cutouts.txt:
 
     apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default*.deb stamps
-    python tools/make_cutout_set.py --cutouts stamps/usr/share/tuxpaint/stamps --list configs/ood/cutouts.txt \\
+    python tools/make_cutout_set.py --cutouts stamps/usr/share/tuxpaint/stamps --list configs/ood/cutouts.txt \
         --images ../shared/data/coco/train2017 --annotations ../shared/data/coco/instances_train2017.json --out cutouts
 """
 
@@ -38,8 +38,9 @@ def paste(photograph: Image.Image, cutout: Image.Image, boxes: np.ndarray, rng: 
     w, h = (max(8, round(n * scale)) for n in cutout.size)
     cutout = cutout.resize((w, h), Image.Resampling.LANCZOS)
     alpha = cutout.getchannel("A").filter(ImageFilter.GaussianBlur(0.7))  # a camera has no hard edges
-    corner = rng.uniform(size=(PLACES, 2)) * (np.array(photograph.size) - [w, h])
-    places = np.concatenate([corner, corner + [w, h]], 1).round()
+    size = np.array([w, h])
+    corner = rng.uniform(size=(PLACES, 2)) * (np.array(photograph.size) - size)
+    places = np.concatenate([corner, corner + size], 1).round()
     low, high = np.maximum(places[:, None, :2], boxes[:, :2]), np.minimum(places[:, None, 2:], boxes[:, 2:])
     covered = (high - low).clip(min=0).prod(2).sum(1)
     place = places[int(covered.argmin())]

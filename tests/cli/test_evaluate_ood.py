@@ -92,7 +92,8 @@ def test_the_threshold_keeps_the_false_alarm_rate() -> None:
 def test_rows_of_unknown_objects() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 60, 60]], np.float32)
     truth = (boxes[:2], np.array([-1, 3]), np.array([0, 0]), np.array([False, False]))
-    seen = Seen(boxes, np.array([0.9, 0.8, 0.7]), np.array([3, 3, 3]), np.zeros(3, int), {"s": np.arange(3.0)}, truth, 1)
+    each = np.array([0.9, 0.8, 0.7]), np.array([3, 3, 3]), np.zeros(3, int)
+    seen = Seen(boxes, *each, {"s": np.arange(3.0)}, truth, 1)
     assert seen.on_unknown().tolist() == [True, False, False]
     assert seen.right().tolist() == [False, True, False]
     both = seen.joined(seen)

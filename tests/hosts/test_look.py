@@ -59,9 +59,11 @@ class Eye(Signal):
         return {}
 
 
-def watch(own: Subject, at: Any, *needs: str, images: list[np.ndarray] | None = None) -> list[Any]:
+def watch(
+    own: Subject, at: Any, *needs: str, images: list[np.ndarray] | None = None, mode: Any = torch.no_grad
+) -> list[Any]:
     eye = Eye(*needs, at=at)
-    with torch.no_grad(), attach(own.model, Monitor([eye]), strict=True):
+    with mode(), attach(own.model, Monitor([eye]), strict=True):
         hooked = own.run(images)
     assert eye.seen == len(own.images if images is None else images)
     return hooked
@@ -120,8 +122,7 @@ def test_unchanged_pixels_give_the_logits_and_the_maps(name: str, mode: Any) -> 
         assert view is not None
         assert look is not None
         assert kept.logits is not None
-        with mode():
-            glance = look(torch.stack([view.pixels, view.pixels.flip(2), view.pixels]))
+        glance = look(torch.stack([view.pixels, view.pixels.flip(2), view.pixels]))
         assert glance.logits.shape == (3, *kept.logits.shape)
         for i in (0, 2):
             torch.testing.assert_close(glance.logits[i], kept.logits, rtol=1e-4, atol=1e-4)
@@ -134,15 +135,17 @@ def test_unchanged_pixels_give_the_logits_and_the_maps(name: str, mode: Any) -> 
 
     own = built(name)
     before, held = traces(own.model), alive()
-    same(own.case, own.bare, watch(own, check, "look", "maps"))
+    same(own.case, own.bare, watch(own, check, "look", "maps", mode=mode))
     same(own.case, own.bare, own.run())
     assert traces(own.model)[1:] == before[1:]
     assert alive() <= held + 60  # the anchors of the head; no graph
 
 
-@pytest.mark.parametrize("name", LOOK)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    """Along a random direction in a patch of pixels of one object, central differences in float64-summed logits."""
+@pytest.mark.parametrize(("name", "mode"), [
+    *((name, torch.inference_mode) for name in LOOK), ("torchvision/FasterRCNN", torch.no_grad),
+])
+def test_gradients_are_those_of_finite_differences(name: str, mode: Any) -> None:
+    """Along the signs of the 200 strongest entries of the gradient of one object's logit."""
 
     def check(frame: Frame) -> None:
         kept, view, look = frame.instances, frame.view, frame.look
@@ -175,7 +178,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     module = find_host(own.model).module()
     wanted = [p.requires_grad for p in module.parameters()]
     flags = [m.training for m in module.modules()]
-    same(own.case, own.bare, watch(own, check, "look"))
+    same(own.case, own.bare, watch(own, check, "look", mode=mode))
     assert all(p.grad is None for p in module.parameters())
     assert [p.requires_grad for p in module.parameters()] == wanted
     assert [m.training for m in module.modules()] == flags

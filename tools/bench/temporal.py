@@ -213,6 +213,8 @@ def main() -> None:
             found = [delay(tracks, v) for v, f in zip(wild, fold[: len(wild)], strict=True) if f == k]
             delays[rule] += [d for d in found if d is not None]
 
+    if not delays["mean"] or not flagged["mean"]:
+        raise SystemExit("no raccoon, or no known object, is in a track: take longer videos (--frames)")
     table, figures = [], {}
     for rule, name in {"mean": "temporal", "cusum": "cusum", "frame": "plain", "quantile": "quantile"}.items():
         wrong, took = flagged[rule], np.array(delays[rule])

@@ -11,7 +11,8 @@ from torch import Tensor
 UNICITY = 0.8
 RATE, DECAY = 5e-3, 1e-5
 STEPS, BATCH = 150, 32
-"""Chosen on known objects alone: on those of other photographs both losses together fall no further with more steps."""
+"""Chosen on known objects alone: at the late stage of yolo11n the losses on other photographs are no lower after 300 or
+1000 steps than after 100."""
 
 
 def part_maps(maps: Tensor, detectors: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def calibrate(maxima: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small products, thousands of them, wait longer for a second thread than they take; and sums are the same always."""
+    """Small products wait longer for a second thread than they take; and sums are always the same."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

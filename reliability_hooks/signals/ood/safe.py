@@ -20,10 +20,10 @@ from .reservoir import Reservoir
 MAGNITUDE = 8 / 255
 CAPACITY = 3_000
 HIDDEN = 128
-STEPS = 400
+STEPS = 200
 BATCH = 256
 RATE = 2e-3
-DECAY = 1e-4
+DECAY = 1e-2
 SEED = 0
 
 
