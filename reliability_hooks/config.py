@@ -49,9 +49,10 @@ class MonitorSettings:
         delta: Probability with which that promise may fail.
         groups: Factors (`class`, `size`) whose every combination gets a promise of its own.
         taus: Stricter IoU thresholds at which P(right) is given too.
-        novelty: Column of the out-of-distribution score that `is_ood` is made from, such as
-            `ood/knn@late/score`; none without.
+        novelty: Column of the out-of-distribution score that `is_ood` and the caution about unknown objects are made
+            from; `auto` for one that the signals have, null for none.
         false_alarm: Greatest share of known objects, in each class and size, that `is_ood` may take for unknown.
+        caution: Share of the Brier score on known objects that may be paid for caution about unknown ones.
         strict: Raise a fault of the hook instead of answering "unknown".
     """
 
@@ -62,8 +63,9 @@ class MonitorSettings:
     delta: float = 0.1
     groups: list[str] = field(default_factory=list)
     taus: list[float] = field(default_factory=lambda: [0.75])
-    novelty: str | None = None
+    novelty: str | None = "auto"
     false_alarm: float = 0.05
+    caution: float = 0.01
     strict: bool = False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -72,6 +72,19 @@ class Candidates:
     def empty(cls, device: torch.device | str = "cpu") -> Candidates:
         return cls(torch.zeros(0, 4, device=device), torch.zeros(0, device=device),
                    torch.zeros(0, dtype=torch.int64, device=device))
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Raw boxes before non-maximum suppression with all their logits, the kept ones among them.
+
+    Attributes:
+        boxes: (M, 4) float, xyxy in pixels of the original image, not clipped.
+        logits: (M, K), columns as `Instances.logits`.
+    """
+
+    boxes: Tensor
+    logits: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +158,7 @@ class Frame:
         dropout: Whether the model has dropout, without which `rerun(pixels, dropout=True)` changes nothing.
         look: The kept objects in other pixels, with gradients; None where the host cannot do it.
         classifier: The last layer in front of the logits, or None where the host cannot give it.
+        pool: () -> the raw boxes with their logits, made when it is called; None where the host cannot give them.
     """
 
     instances: Instances
@@ -155,6 +169,7 @@ class Frame:
     dropout: bool = False
     look: Look | None = None
     classifier: Classifier | None = None
+    pool: Callable[[], Pool] | None = None
 
     def with_instances(self, instances: Instances) -> Frame:
         return replace(self, instances=instances)
@@ -163,7 +178,7 @@ class Frame:
         """Whether the evidence that a signal requires is there (`signals.base.REQUIREMENTS`)."""
         if requirement == "image":
             return self.view is not None
-        if requirement in ("candidates", "maps", "look", "classifier"):
+        if requirement in ("candidates", "maps", "look", "classifier", "pool"):
             return getattr(self, requirement) is not None
         if requirement == "model":
             return self.rerun is not None

@@ -167,7 +167,7 @@ class Monitor:
             return [[] for _ in range(len(instances))]
         model = self.judge.model
         phrases = {name: phrase for signal in self.signals for name, phrase in signal.columns.items()}
-        changes = model.contributions(instances.columns, instances.scores, instances.labels)
+        changes = self.judge.contributions(instances)
         typical = dict(zip(model.table.names, model.table.center[1:].tolist(), strict=True))
         names = [name for name in changes if name in phrases and name in typical]
         if not names:

@@ -187,6 +187,16 @@ def test_novelty_keeps_its_false_alarm_rate(tmp_path: Path) -> None:
     odd = scene(300)[0]
     odd = odd.with_instances(odd.instances.replace(features=odd.instances.features + 5))
     assert again.apply(odd).columns["is_ood"].mean() > 0.9
+    closed = Monitor([Tell()], novelty=None)
+    closed.fit(pairs)
+    assert closed.judge.caution is None
+    assert "is_ood" not in closed.apply(odd).columns
+    wary = Monitor([Tell()], novelty="tell/value", caution=0.5)
+    wary.fit(pairs)
+    reason = wary.reasons(wary.apply(odd), top=1)[0][0]
+    assert wary.judge.caution.prior > 0
+    assert (reason.column, reason.phrase) == ("tell/value", "looks right")  # a high value, which is unusual here
+    assert reason.change < 0
     with pytest.raises(ValueError, match=r"no column 'tell/valu'.* did you mean 'tell/value'"):
         Monitor([Tell()], novelty="tell/valu").fit(pairs)
 

@@ -83,7 +83,7 @@ def before_and_after(
 ) -> dict[str, dict[str, Estimate]]:
     """Metrics of the raw score and of the cross-fitted reliability, intervals by bootstrap over photographs."""
     assert monitor.judge is not None
-    assert monitor.judge.model.cross_fitted is not None
+    assert monitor.judge.cross_fitted is not None
     rows, correct, _, image = labelled(pairs, monitor.terms.iou_threshold)
     photograph = np.array([name for name, *_ in images])[image.numpy()]
     metrics = {name: CALIBRATION_METRICS[name] for name in SHOWN}
@@ -95,7 +95,7 @@ def before_and_after(
             all_images=np.unique([name for name, *_ in images]),
         )
 
-    return {"detector's score": measure(rows.scores), "reliability": measure(monitor.judge.model.cross_fitted)}
+    return {"detector's score": measure(rows.scores), "reliability": measure(monitor.judge.cross_fitted)}
 
 
 def promises(monitor: Monitor) -> list[dict[str, Any]]:
@@ -126,6 +126,9 @@ def _print(
     console.print(text, highlight=False, style="dim")
     assert monitor.judge is not None
     console.print(f"model: {monitor.judge.model.report['chosen']}", highlight=False)
+    if (caution := monitor.judge.caution) is not None:
+        console.print(f"unknown objects: reckoned with a share of {caution.prior:g}, which changes the Brier score on "
+                      f"known ones by {caution.cost:+.1%} (score: {monitor.judge.novelty})", highlight=False)
     for note in monitor.judge.model.notes:
         console.print(f"note: {note}", highlight=False, style="yellow")
     for line in promises(monitor):

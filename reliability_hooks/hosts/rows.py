@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from ..frame import Candidates, Classifier, Frame
+from ..frame import Candidates, Classifier, Frame, Pool
 from ..instances import Head, Instances
 from .look import LookAt, look_at
 
 SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE = 0.05  # px of the original image: rounding, not neighbouring anchors
 CANDIDATE_FLOOR = 0.01
+POOL_FLOOR = 0.003
 MAX_CANDIDATES = 3000
 CELLS = 1 << 22  # of the table kept boxes x pairs that is held at once
 
@@ -126,7 +127,16 @@ def with_evidence(kept: Instances, raw: RawRows, look: LookAt | None = None) -> 
         candidates=candidates(raw),
         look=None if look is None else look_at(look, rows, found),
         classifier=last,
+        pool=partial(pool, raw),
     )
+
+
+def pool(raw: RawRows) -> Pool:
+    """Rows whose best class scores above `POOL_FLOOR`, with their box for that class; at most `MAX_CANDIDATES`."""
+    rows = (raw.best > POOL_FLOOR).nonzero()[:, 0]
+    if len(rows) > MAX_CANDIDATES:
+        rows = rows[raw.best[rows].topk(MAX_CANDIDATES).indices]
+    return Pool(raw.decode(rows, raw.scores[rows].argmax(1)).float(), raw.logits[rows].float())
 
 
 def candidates(raw: RawRows) -> Candidates:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..evaluation.labels import MASK_IOU, Pairs, labelled, truth_of
 from ..instances import Instances
+from .caution import Caution, chance_known
 from .classwise import TargetCalibrators
 from .groups import Groups, size_codes
 from .guarantee import Guarantee
 from .interval import Interval
 from .model import ReliabilityModel
-from .novelty import Novelty
 from .state import State, pack, unpack
 from .targets import targets
 
@@ -26,6 +26,8 @@ FACTORS: dict[str, Callable[[Instances], Tensor]] = {
     "size": lambda instances: size_codes((instances.boxes[:, 2:] - instances.boxes[:, :2]).clamp(min=0).prod(1)),
 }
 """What detections can be grouped by, each with integer levels."""
+NOVELTY = ("ood/box_gen/score", "ood/logits/gen")
+"""Out-of-distribution scores, the one to be preferred first: README, results."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Terms:
         delta: Probability with which the promise may fail.
         groups: Names out of `FACTORS` whose every combination gets a promise of its own; one for all without.
         taus: Stricter IoU thresholds at which P(right) is given too.
-        novelty: Column of the out-of-distribution score that `is_ood` and `ood_p_value` are made from; neither without.
+        novelty: Column of the out-of-distribution score that `is_ood`, `ood_p_value` and the caution about unknown
+            objects are made from; `auto` is the first of `NOVELTY` that is there, None is none of all this.
         false_alarm: Greatest share of known objects, in each class and size, that `is_ood` may take for unknown.
+        caution: Share of the Brier score on known objects that may be paid for caution about unknown ones.
         seed: Of everything that draws.
     """
 
@@ -48,8 +52,9 @@ class Terms:
     delta: float = 0.1
     groups: tuple[str, ...] = ()
     taus: tuple[float, ...] = (0.75,)
-    novelty: str | None = None
+    novelty: str | None = "auto"
     false_alarm: float = 0.05
+    caution: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +64,8 @@ class Terms:
             raise ValueError(f"taus must lie between iou_threshold ({self.iou_threshold}) and 1, not {wrong}")
         if not 0 < self.false_alarm < 1:
             raise ValueError(f"false_alarm is a rate in (0, 1), not {self.false_alarm}")
+        if not self.caution >= 0:
+            raise ValueError(f"caution is a share of the Brier score, >= 0, not {self.caution}")
         if unknown := set(self.groups) - FACTORS.keys():
             raise ValueError(f"unknown groups {sorted(unknown)}; there are: {', '.join(FACTORS)}")
 
@@ -78,7 +85,10 @@ class Judge:
         guarantee: Reliability -> verdict.
         groups: Levels of the factors.
         further: Reliability and class -> P(class right), P(right at each tau), expected mask IoU.
-        novelty: Out-of-distribution score, class and size -> p-value and `is_ood`; None unless asked for.
+        caution: Out-of-distribution score, class and size -> p-value, `is_ood` and a lower reliability; None without
+            such a score.
+        novelty: Column of that score.
+        cross_fitted: (N,) reliability of the fit's own rows, each made without the row's photograph. Not saved.
     """
 
     terms: Terms
@@ -87,7 +97,9 @@ class Judge:
     guarantee: Guarantee | None
     groups: Groups
     further: TargetCalibrators | None
-    novelty: Novelty | None = None
+    caution: Caution | None = None
+    novelty: str = ""
+    cross_fitted: Tensor | None = None
 
     @classmethod
     def fit(
@@ -111,10 +123,15 @@ class Judge:
         group = torch.tensor([codes[g] for g in groups], dtype=torch.int64)[image]
         evidence = {n: rows.columns[n] for n in columns if n in rows.columns}
         model = ReliabilityModel.fit(evidence, rows.scores, rows.labels, correct, iou, group, seed=terms.seed)
-        novelty = _novelty(terms, rows[correct], group[correct])
         honest = model.cross_fitted
         if honest is None or not bool(honest.isfinite().any()):
-            return cls(terms, model, None, None, Groups({}), None, novelty)
+            return cls(terms, model, None, None, Groups({}), None)
+        novelty, caution = _novelty(terms.novelty, columns, rows), None
+        if novelty and bool((correct & rows.columns[novelty].isfinite()).any()):
+            caution = Caution.fit(rows.columns[novelty], _cells(rows), honest, correct, group,
+                                  allowance=terms.caution, alpha=terms.false_alarm, seed=terms.seed)
+            honest = caution.cross_fitted
+            assert honest is not None
         factors = terms.factors(rows)
         known = Groups.fit(factors)
         guarantee = Guarantee.fit(
@@ -124,7 +141,7 @@ class Judge:
         asked = _further(terms, rows, image, pairs)
         further = TargetCalibrators.fit(honest, asked, rows.labels, parents=parents) if asked else None
         interval = Interval.fit(honest, correct, group, seed=terms.seed)
-        return cls(terms, model, interval, guarantee, known, further, novelty)
+        return cls(terms, model, interval, guarantee, known, further, caution, novelty, honest)
 
     def __call__(self, instances: Instances) -> dict[str, Tensor]:
         """Every column of judgement: `unknown(n)` and those of `further`.
@@ -133,6 +150,11 @@ class Judge:
             ValueError: A column that the model was fitted with is absent.
         """
         answer = self.model.predict(instances.columns, instances.scores, instances.labels)
+        if self.caution is not None and self.novelty in instances.columns:
+            answer |= self.caution(answer["reliability"], instances.columns[self.novelty], _cells(instances))
+        elif self.caution is not None:  # the host gave no such evidence for this image
+            nan = torch.full_like(answer["reliability"], torch.nan)
+            answer |= self.caution(answer["reliability"], nan, _cells(instances))
         reliability = answer["reliability"]
         if self.interval is not None:
             answer["reliability_interval"] = torch.stack(self.interval.predict(reliability), 1)
@@ -144,17 +166,29 @@ class Judge:
             for name, value in found.items():
                 value = value.to(reliability.device, torch.float32)
                 answer[SAID_AS.get(name, f"p_{name}")] = torch.minimum(value, reliability) if "tp_" in name else value
-        if self.novelty is not None:
-            answer |= self.novelty(instances.column(str(self.terms.novelty)), _cells(instances))
         return {**unknown(len(instances), instances.device), **answer}
+
+    def contributions(self, instances: Instances) -> dict[str, Tensor]:
+        """Column -> (N,) how much it raises or lowers the reliability, as `ReliabilityModel.contributions`.
+
+        The caution about unknown objects scales what the model's evidence does, and its own part is that of its column.
+        """
+        found = self.model.contributions(instances.columns, instances.scores, instances.labels)
+        if self.caution is None or "ood_p_value" not in instances.columns:
+            return found
+        factor = chance_known(instances.columns["ood_p_value"], self.caution.prior).to(instances.reliability)
+        found = {name: change * factor for name, change in found.items()}
+        lost = instances.reliability - instances.reliability / factor
+        return {**found, self.novelty: found.get(self.novelty, 0.0) + lost}
 
     def state(self) -> State:
         """Tensors and meta for `from_state`."""
         parts = {
             "model": self.model, "interval": self.interval, "guarantee": self.guarantee, "groups": self.groups,
-            "further": self.further, "novelty": self.novelty,
+            "further": self.further, "caution": self.caution,
         }
-        return pack({name: part.state() for name, part in parts.items() if part is not None})
+        tensors, meta = pack({name: part.state() for name, part in parts.items() if part is not None})
+        return tensors, {**meta, "novelty": self.novelty}
 
     @classmethod
     def from_state(cls, terms: Terms, state: State) -> Judge:
@@ -165,8 +199,8 @@ class Judge:
 
         model, groups = ReliabilityModel.from_state(unpack(state, "model")), Groups.from_state(unpack(state, "groups"))
         interval, guarantee = part(Interval, "interval"), part(Guarantee, "guarantee")
-        further, novelty = part(TargetCalibrators, "further"), part(Novelty, "novelty")
-        return cls(terms, model, interval, guarantee, groups, further, novelty)
+        further, caution = part(TargetCalibrators, "further"), part(Caution, "caution")
+        return cls(terms, model, interval, guarantee, groups, further, caution, state[1]["novelty"])
 
 
 SAID_AS = {"mask_iou": "expected_mask_iou"}
@@ -188,14 +222,17 @@ def _cells(instances: Instances) -> dict[str, Tensor]:
     return {name: FACTORS[name](instances) for name in ("class", "size")}
 
 
-def _novelty(terms: Terms, right: Instances, group: Tensor) -> Novelty | None:
-    if terms.novelty is None:
-        return None
-    if terms.novelty not in right.columns:
-        near = get_close_matches(terms.novelty, right.columns, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(right.columns)}"
-        raise ValueError(f"no column {terms.novelty!r} to tell unknown objects by; {hint}")
-    return Novelty.fit(right.columns[terms.novelty], group, _cells(right), terms.false_alarm)
+def _novelty(asked: str | None, columns: Sequence[str], rows: Instances) -> str:
+    """The column asked for; empty for none, and where the detector gave none."""
+    if asked is None:
+        return ""
+    if asked == "auto":
+        return next((name for name in NOVELTY if name in columns and name in rows.columns), "")
+    if asked not in columns:
+        near = get_close_matches(asked, columns, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(columns)}"
+        raise ValueError(f"no column {asked!r} to tell unknown objects by; {hint}")
+    return asked if asked in rows.columns else ""
 
 
 def _further(terms: Terms, rows: Instances, image: Tensor, pairs: Pairs) -> dict[str, Tensor]:

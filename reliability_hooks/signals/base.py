@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..frame import Frame
 
-Requirement = Literal["image", "candidates", "maps", "classifier", "look", "model", "dropout", "masks", "logits",
-                      "features", "tracks"]
+Requirement = Literal[
+    "image", "candidates", "pool", "maps", "classifier", "look", "model", "dropout", "masks", "logits", "features",
+    "tracks",
+]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
 FAMILIES: dict[str, str] = {
@@ -20,6 +22,9 @@ FAMILIES: dict[str, str] = {
     "candidates": "candidates:CandidateStatistics",
     "image": "image:ImageStatistics",
     "ood/logits": "ood.logits:LogitScores",
+    "ood/gen_top": "ood.gen_top:GENTop",
+    "ood/box_gen": "ood.boxwise:BoxConditionedGEN",
+    "ood/box_energy": "ood.boxwise:BoxConditionedEnergy",
     "ood/kl_matching": "ood.kl_matching:KLMatching",
     "ood/temperature_msp": "ood.temperature:TemperatureMSP",
     "ood/gradnorm": "ood.gradnorm:GradNorm",
@@ -48,12 +53,16 @@ FAMILIES: dict[str, str] = {
 PRESETS: dict[str, tuple[str, ...]] = {
     "cheap": ("geometry", "candidates", "image", "ood/logits"),
     "full": ("geometry", "candidates", "image", "ood/logits", "consistency"),
-    "ood": ("ood/logits", "ood/kl_matching", "ood/temperature_msp", "ood/gradnorm", "ood/react", "ood/dice", "ood/ash",
-            "ood/scale", "ood/fdbd", "ood/nnguide", "ood/mahalanobis", "ood/relative_mahalanobis", "ood/knn", "ood/vim",
-            "ood/bam", "features", "activations"),
+    "ood": (
+        "ood/logits", "ood/gen_top", "ood/box_gen", "ood/box_energy", "ood/kl_matching", "ood/temperature_msp",
+        "ood/gradnorm",
+        "ood/react", "ood/dice", "ood/ash", "ood/scale", "ood/fdbd", "ood/nnguide", "ood/mahalanobis",
+        "ood/relative_mahalanobis", "ood/knn", "ood/vim", "ood/bam", "features", "activations",
+    ),
 }
-"""Names for several signals: `cheap` needs no further forward pass. `features` and `activations` are in neither, since
-in the ablation of `tools/bench/reliability.py` they make the reliability no better."""
+"""Names for several signals: `cheap` needs no further forward pass, `full` one; `ood` is for `evaluate-ood`. `features`
+and `activations` are in neither of the first two: in the ablation of `tools/bench/reliability.py` they make the
+reliability no better."""
 
 
 class Signal:

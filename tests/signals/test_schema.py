@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, Glance, View
+from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, Glance, Pool, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
 
@@ -49,10 +49,12 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
         torch.rand(len(around), generator=g),
         torch.randint(5, (len(around),), generator=g),
     )
+    around_logits = torch.randn(len(around), 6, generator=g)
     view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
     maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
     look = Look(view.pixels, logits, maps, torch.arange(n))
-    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look, known)
+    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look, known,
+                 lambda: Pool(raw.boxes, around_logits))
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class TestEverySignal:
             full.dropout,
             full.look,
             cast(full.classifier, torch.float16),  # type: ignore[arg-type]
+            full.pool,
         )
         # the reference reads the same rounded numbers, as float32
         again = Frame(
@@ -197,6 +200,7 @@ class TestEverySignal:
             full.dropout,
             full.look,
             cast(half.classifier, torch.float32),  # type: ignore[arg-type]
+            full.pool,
         )
         given = signal(half)
         assert all(column.dtype == torch.float32 for column in given.values())

@@ -20,9 +20,12 @@ from common import SHARED, arguments, finish, show
 from rich.progress import track
 from rows import SCORE_CUT, Rows, collect, collect_ood
 
+from reliability_hooks import Instances
 from reliability_hooks.evaluation.corruptions import CONDITIONS
 from reliability_hooks.evaluation.summary import CALIBRATION_METRICS
 from reliability_hooks.reliability.calibrators import Isotonic, Platt
+from reliability_hooks.reliability.caution import Caution
+from reliability_hooks.reliability.judge import FACTORS, NOVELTY
 from reliability_hooks.reliability.model import ReliabilityModel
 from reliability_hooks.reliability.selection import CANDIDATES
 from reliability_hooks.signals.base import create
@@ -41,6 +44,7 @@ class Tested:
     image: np.ndarray
     condition: np.ndarray
     chosen: str
+    prior: float
 
 
 def predict(train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[str], seed: int) -> Tested:
@@ -48,14 +52,25 @@ def predict(train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[
     a, b = train.instances, held.instances
     columns = {name: a.columns[name] for name in names}
     ours = ReliabilityModel.fit(columns, a.scores, a.labels, train.correct, train.iou, train.image, seed, candidates)
+    reliability, prior = ours.predict(b.columns, b.scores, b.labels)["reliability"], 0.0
+    novelty = next((name for name in NOVELTY if name in names), None)
+    if novelty is not None:  # as reliability.judge does it
+        caution = Caution.fit(a.columns[novelty], cells(a), ours.cross_fitted, train.correct,
+                              torch.from_numpy(train.image), seed=seed)
+        reliability, prior = caution(reliability, b.columns[novelty], cells(b))["reliability"], caution.prior
     predictions = {
         "raw": b.scores,
         "platt": Platt.fit(a.scores, train.correct).predict(b.scores),
         "isotonic": Isotonic.fit(a.scores, train.correct).predict(b.scores),
-        "ours": ours.predict(b.columns, b.scores, b.labels)["reliability"],
+        "ours": reliability,
     }
     arrays = {name: value.double().clamp(0, 1).numpy() for name, value in predictions.items()}
-    return Tested(arrays, held.correct.numpy(), held.image, held.condition, ours.report["chosen"])
+    return Tested(arrays, held.correct.numpy(), held.image, held.condition, ours.report["chosen"], prior)
+
+
+def cells(instances: Instances) -> dict[str, torch.Tensor]:
+    """What p-values of unknown objects are conditioned on."""
+    return {name: FACTORS[name](instances) for name in ("class", "size")}
 
 
 def split(rows: Rows, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,8 +82,6 @@ def split(rows: Rows, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def joined(rows: Rows, ood: Rows) -> Rows:
     """The rows of both; out-of-distribution images are numbered after the others."""
-    from reliability_hooks import Instances
-
     return Rows(
         Instances.cat([rows.instances.replace(image_size=None), ood.instances.replace(image_size=None)]),
         torch.cat([rows.correct, ood.correct]), torch.cat([rows.iou, ood.iou]),
@@ -174,7 +187,8 @@ def main() -> None:
     show("means over splits and detectors", list(table[0]), [list(row.values()) for row in table])
     for detector, run, (rows, ood) in zip(detectors, runs, data, strict=True):
         print(f"{Path(detector).name}: {len(rows.image)} detections, {rows.correct.float().mean():.3f} right, "
-              f"{len(ood.image)} on OOD images, models {[t.chosen for t in run['seen']]}")
+              f"{len(ood.image)} on OOD images, models {[t.chosen for t in run['seen']]}, "
+              f"share of unknown objects reckoned with {[t.prior for t in run['seen']]}")
 
     figures: dict[str, float] = {}
     rng = np.random.default_rng(0)
@@ -195,7 +209,8 @@ def main() -> None:
         "conditions": conditions, "severity": 0.5, "held_out": HELD_OUT, "score_cut": SCORE_CUT, "signals": signals,
         "bank": str(bank), "matching": "COCO greedy, same class, IoU >= 0.5, crowd ignored", "bins": 10,
         "splits": len(seeds), "split": "half of the photographs fit, half test", "bootstrap_draws": draws,
-        "models": [[t.chosen for t in run["seen"]] for run in runs], "data": str(args.data),
+        "models": [[t.chosen for t in run["seen"]] for run in runs],
+        "priors": [[t.prior for t in run["seen"]] for run in runs], "data": str(args.data),
     }
     if args.ablation:
         table += ablation(data, families)

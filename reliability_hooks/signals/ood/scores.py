@@ -110,10 +110,40 @@ def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) 
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1 or None for all, not {top}")
     f = logits.float()
+    if top is not None and top < f.shape[-1]:
+        return _gen_terms(f, head, gamma).gather(-1, f.topk(top).indices).sum(-1)
+    return _gen_terms(f, head, gamma).sum(-1)
+
+
+def rank_gen(logits: Tensor, head: Head, gamma: float = 0.1) -> Tensor:
+    """GEN without the choice of M: the mean over M = 1 ... K of GEN of the M largest probabilities, divided by M.
+
+    The class of rank r so has the weight (1/K) sum over M >= r of 1/M, about log(K / r) / K. Ours; the published score
+    takes one M and sums (`gen`).
+
+    Args:
+        logits: (N, K).
+        head: How they become probabilities.
+        gamma: In (0, 1).
+
+    Raises:
+        ValueError: gamma out of range.
+    """
+    _check(logits)
+    if not 0 < gamma < 1:
+        raise ValueError(f"gamma must lie in (0, 1), not {gamma}")
+    f = logits.float()
+    k = f.shape[-1]
+    inverse = 1 / torch.arange(1, k + 1, device=f.device, dtype=torch.float64)
+    weight = (inverse.flip(0).cumsum(0).flip(0) / k).float()
+    order = f.argsort(-1, descending=True)
+    return (_gen_terms(f, head, gamma).gather(-1, order) * weight).sum(-1)
+
+
+def _gen_terms(f: Tensor, head: Head, gamma: float) -> Tensor:
+    """(N, K) p^gamma (1 - p)^gamma of each class."""
     if head == "sigmoid":
-        if top is not None and top < f.shape[-1]:
-            f = f.topk(top).values
-        return (logsigmoid(f) + logsigmoid(-f)).mul_(gamma).exp_().sum(-1)
+        return (logsigmoid(f) + logsigmoid(-f)).mul_(gamma).exp_()
     log_p = f.log_softmax(-1)
     best = log_p.argmax(-1, keepdim=True)
     others = log_p.exp().scatter_(-1, best, 0.0)
@@ -121,10 +151,7 @@ def gen(logits: Tensor, head: Head, gamma: float = 0.1, top: int | None = None) 
     log_rest, faint = rest.log(), (rest < FAINT).squeeze(-1)
     if bool(faint.any()):
         log_rest[faint] = log_p[faint].scatter_(-1, best[faint], -torch.inf).logsumexp(-1, keepdim=True)
-    log_both = others.neg_().log1p_().scatter_(-1, best, log_rest).add_(log_p)
-    if top is not None and top < f.shape[-1]:
-        log_both = log_both.gather(-1, log_p.topk(top).indices)
-    return log_both.mul_(gamma).exp_().sum(-1)
+    return others.neg_().log1p_().scatter_(-1, best, log_rest).add_(log_p).mul_(gamma).exp_()
 
 
 def _entr(p: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from scipy import special, stats
 from reliability_hooks.frame import Frame
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.ood import scores
+from reliability_hooks.signals.ood.base import Rows
+from reliability_hooks.signals.ood.gen_top import GENTop
 from reliability_hooks.signals.ood.logits import LogitScores
 
 
@@ -79,6 +81,23 @@ def test_against_pytorch_ood() -> None:
             scores.energy(logits, temperature=t), detectors.EnergyBased.score(logits, t=t), rtol=1e-5, atol=1e-5
         )
     torch.testing.assert_close(scores.entropy(logits), detectors.Entropy.score(logits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_rank_gen_is_the_mean_over_every_number_of_classes(head: str) -> None:
+    f = torch.randn(20, 9, generator=torch.Generator().manual_seed(3)) * 4
+    expected = torch.stack([scores.gen(f, head, 0.1, m) / m for m in range(1, 10)]).mean(0)
+    torch.testing.assert_close(scores.rank_gen(f, head), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="gamma"):
+        scores.rank_gen(f, head, gamma=0)
+
+
+def test_gen_top_takes_a_tenth_of_the_classes() -> None:
+    f = torch.randn(6, 31, generator=torch.Generator().manual_seed(3)) * 4
+    got = GENTop().score(Rows(torch.zeros(6, dtype=torch.int64), f, "softmax"))
+    torch.testing.assert_close(got, scores.gen(f, "softmax", 0.1, 3))
+    one = GENTop().score(Rows(torch.zeros(6, dtype=torch.int64), f[:, :3], "sigmoid"))
+    torch.testing.assert_close(one, scores.gen(f[:, :3], "sigmoid", 0.1, 1))
 
 
 def test_gen_keeps_what_rounding_loses() -> None:
