@@ -27,6 +27,7 @@ EXTRAS = {
     "detectron2": [],  # on no registry: install it from https://github.com/facebookresearch/detectron2
     "segment-anything": ["segment-anything>=1.0"],
     "transformers": ["transformers>=4.45"],
+    "tracking": ["trackers>=2"],  # ByteTrack for hosts without a tracker of their own
     "metrics": ["torchmetrics>=1.4"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
 }

@@ -11,7 +11,7 @@ import pytest
 from reliability_hooks.evaluation.bootstrap import Estimate
 from reliability_hooks.evaluation.diagram import reliability_diagram
 from reliability_hooks.evaluation.selective import risk_coverage
-from reliability_hooks.report.plots import plot_conditions, plot_reliability, plot_risk_coverage
+from reliability_hooks.report.plots import plot_conditions, plot_reliability, plot_risk_coverage, plot_scores
 
 Figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed").Figure
 
@@ -115,3 +115,17 @@ def test_conditions_without_interval_and_of_nothing(ax):
     plot_conditions(ax, {"clean": {"score": Estimate(nan, nan, nan, 0.95, 0, 0)}}, "D-ECE")
     with pytest.raises(ValueError, match="same methods"):
         plot_conditions(ax, {"a": {"x": Estimate(0, 0, 0, 0.95, 1, 1)}, "b": {}}, "D-ECE")
+
+
+def test_scores(ax):
+    table = {
+        score: {"near": Estimate(v, v - 0.1, v + 0.05, 0.95, 10, 5),
+                "far": Estimate(v + 0.1, np.nan, np.nan, 0.95, 9, 4)}
+        for score, v in (("gen", 0.8), ("msp", 0.6))
+    }
+    assert plot_scores(ax, table, "AUROC") is ax
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["gen", "msp"]
+    dots = [line for line in ax.get_lines() if line.get_marker() in ("o", "s")]
+    assert [float(x) for line in dots for x in line.get_xdata()] == pytest.approx([0.8, 0.6, 0.9, 0.7])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["near", "far"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
