@@ -56,7 +56,7 @@ class Groups:
         for name, levels in self.levels.items():
             value, known = factors[name].detach().cpu().to(torch.int64), torch.tensor(levels, dtype=torch.int64)
             at = torch.searchsorted(known, value)
-            seen &= torch.isin(value, known)
+            seen &= known[at.clamp(max=len(levels) - 1)] == value if levels else False
             code = code * len(levels) + at
         return code.masked_fill(~seen, -1)
 

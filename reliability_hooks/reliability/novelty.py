@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,17 +89,21 @@ class Novelty:
 
     def p_values(self, score: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
         """(N,) float32 in (0, 1]; NaN for a NaN score."""
-        s = score.detach().cpu().double()
-        code = self.groups.codes(factors)
-        cell = torch.where(code >= 0, self.cell_of[code.clamp(min=0)], 0)
-        ends = torch.searchsorted(self.cells, torch.arange(len(self.images) + 1))
-        out = torch.ones_like(s)
-        for c in torch.unique(cell).tolist():
-            mine, part = cell == c, slice(int(ends[c]), int(ends[c + 1]))
-            at = torch.searchsorted(self.scores[part].contiguous(), s[mine])
-            above = torch.cat([self.above[part], self.above.new_zeros(1)])[at]
-            out[mine] = (1 + above) / (1 + self.images[c])
-        return out.masked_fill(s.isnan(), torch.nan).float().to(score.device)
+        s = score.detach().cpu().double().numpy()
+        code = self.groups.codes(factors).numpy()
+        cell = np.where(code >= 0, self.cell_of.numpy()[code.clip(0)], 0)
+        out = np.ones_like(s)
+        for c in np.unique(cell).tolist():
+            mine, (scores, above) = cell == c, self._by_cell[c]
+            out[mine] = (1 + above[np.searchsorted(scores, s[mine])]) / (1 + int(self.images[c]))
+        return torch.from_numpy(np.where(np.isnan(s), np.nan, out)).float().to(score.device)
+
+    @cached_property
+    def _by_cell(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each cell the scores, ascending, and the weight at or above each, with 0 above all."""
+        ends = np.searchsorted(self.cells.numpy(), np.arange(len(self.images) + 1))
+        scores, above = self.scores.numpy(), self.above.numpy()
+        return [(scores[a:b], np.append(above[a:b], 0.0)) for a, b in pairwise(ends)]
 
     def __call__(self, score: Tensor, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`ood_p_value` and `is_ood` (1 at a p-value <= alpha, else 0; NaN without a score), each (N,) float32."""

@@ -56,7 +56,7 @@ def test_false_alarms_keep_the_promise_in_each_class() -> None:
     for label, values in alarms.items():
         assert np.mean(values) <= 0.1 + 2 * np.std(values) / len(values) ** 0.5, label
         assert np.mean(values) >= 0.05, label
-    assert np.mean(pooled[1]) > 0.2  # one threshold for all classes does not
+    assert np.mean(pooled[1]) > 0.15  # one threshold for all classes does not
 
 
 def test_rare_and_unseen_classes_are_judged_together() -> None:
