@@ -197,6 +197,10 @@ def test_novelty_keeps_its_false_alarm_rate(tmp_path: Path) -> None:
     assert wary.judge.caution.prior > 0
     assert (reason.column, reason.phrase) == ("tell/value", "looks right")  # a high value, which is unusual here
     assert reason.change < 0
+    usual = wary.apply(scene(301)[0])
+    change = wary.judge.contributions(usual)["tell/value"] - wary.judge.model.contributions(
+        usual.columns, usual.scores, usual.labels)["tell/value"]  # fmt: skip
+    assert (change > 0).any()  # what looks more usual than half of the known objects gains
     with pytest.raises(ValueError, match=r"no column 'tell/valu'.* did you mean 'tell/value'"):
         Monitor([Tell()], novelty="tell/valu").fit(pairs)
 

@@ -171,14 +171,16 @@ class Judge:
     def contributions(self, instances: Instances) -> dict[str, Tensor]:
         """Column -> (N,) how much it raises or lowers the reliability, as `ReliabilityModel.contributions`.
 
-        The caution about unknown objects scales what the model's evidence does, and its own part is that of its column.
+        The caution about unknown objects scales what the model's evidence does; what it does itself, against a p-value
+        of one half, is its column's.
         """
         found = self.model.contributions(instances.columns, instances.scores, instances.labels)
         if self.caution is None or "ood_p_value" not in instances.columns:
             return found
         factor = chance_known(instances.columns["ood_p_value"], self.caution.prior).to(instances.reliability)
         found = {name: change * factor for name, change in found.items()}
-        lost = instances.reliability - instances.reliability / factor
+        usual = chance_known(torch.tensor([0.5]), self.caution.prior).to(factor)
+        lost = instances.reliability * (1 - usual / factor)
         return {**found, self.novelty: found.get(self.novelty, 0.0) + lost}
 
     def state(self) -> State:
