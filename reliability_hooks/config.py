@@ -120,15 +120,16 @@ class OodSettings:
     Attributes:
         sets: Name -> images of unknown objects.
         false_alarm: Share of known objects that a threshold may take for unknown.
-        intensities: Severities in (0, 1] at which the ID images are seen again, to see whether scores follow them.
+        intensities: Severities in (0, 1] at which the ID images are seen again, to see whether scores follow them; only
+            objects that are found at each of them count.
         intensity_limit: ID images used for that.
         draws: Of the bootstrap.
     """
 
     sets: dict[str, OodSet] = field(default_factory=dict)
     false_alarm: float = 0.05
-    intensities: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
-    intensity_limit: int = 12
+    intensities: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.35, 0.5])
+    intensity_limit: int = 24
     draws: int = 200
 
 

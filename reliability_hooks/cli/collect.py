@@ -49,7 +49,7 @@ class Collector:
         self.taught_by = asdict(data) if data.bank is None else [data.bank, data.bank_annotations]
         self.cache = None
         if cache is not None:
-            same = [__version__, handle.host.fingerprint(), settings.detector.predict, data.severity]
+            same = [__version__, handle.host.fingerprint(), settings.detector.predict]
             self.cache = RowCache(cache / digest(same), handle.monitor.signals, self.taught_by)
         self.failed: list[str] = []
 
@@ -111,7 +111,7 @@ class Collector:
             for (job, _), instances in zip(found, seen, strict=True):
                 rows[job] = _bare(with_mask_iou(instances, job[0].truth))
                 if self.cache is not None:
-                    self.cache.write(_key(job), rows[job])
+                    self.cache.write(self._key(job), rows[job])
             yield from ((job, rows[job], job[0].truth) for job in batch if job in rows)
 
     def _read(self, items: Iterable[tuple[T, Path]]) -> Iterator[tuple[T, np.ndarray]]:
@@ -126,7 +126,12 @@ class Collector:
         return self.handle.predict(images, **self.settings.detector.predict) if images else []
 
     def _kept(self, job: Job) -> Instances | None:
-        return None if self.cache is None else self.cache.read(_key(job))
+        return None if self.cache is None else self.cache.read(self._key(job))
+
+    def _key(self, job: Job) -> str:
+        record, condition = job
+        severity = None if condition == "clean" else self.settings.data.severity
+        return digest(record.id, record.path, condition, severity, truth_digest(record.truth))
 
     @staticmethod
     def _progress(jobs: Sequence[T], console: Console, text: str) -> Iterator[T]:
@@ -182,11 +187,6 @@ def label_names(names: Mapping[int, str]) -> list[str]:
 def _drawn(waiting: deque[T]) -> Iterator[T | None]:
     while True:
         yield waiting.popleft() if waiting else None
-
-
-def _key(job: Job) -> str:
-    record, condition = job
-    return digest(record.id, record.path, condition, truth_digest(record.truth))
 
 
 def _bare(instances: Instances) -> Instances:

@@ -102,8 +102,8 @@ def title(name: str, settings: Settings) -> str:
 
 
 def spearman(follows: Follows, score: str) -> float:
-    """Mean over the conditions; NaN where it was not measured."""
-    values = [v.of_rows for v in follows.get(score, {}).values()]
+    """Mean over the conditions under which objects were found at every severity; NaN without such."""
+    values = [v.of_rows for v in follows.get(score, {}).values() if np.isfinite(v.of_rows)]
     return float(np.mean(values)) if values else float("nan")
 
 
