@@ -21,7 +21,7 @@ from ..export.coco import write_json
 from ..hook import attach
 from ..monitor import Monitor
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
-from .ood_report import draw, print_tables, write_tables
+from .ood_report import draw, print_scores, print_tables, write_tables
 from .ood_rows import Seen, collect, costs, degraded, threshold_at
 
 
@@ -31,7 +31,11 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate-ood") -> i
                ["detector", "host", "device", "conf", "batch", "monitor", "images", "annotations"])
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--out", metavar="DIR", default="runs/ood", help="directory of the results")
+    p.add_argument("--list", action="store_true", help="show which scores there are, with paper and needs, and end")
     args = p.parse_intermixed_args(list(argv))
+    if args.list:
+        print_scores(terminal())
+        return 0
     return guarded(lambda: evaluate_ood(settings_of(args, args.opts), Path(args.out)), args.debug)
 
 

@@ -14,6 +14,8 @@ from rich.table import Table
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate
 from ..evaluation.severity import SeverityCorrelation
+from ..signals.base import FAMILIES, create
+from ..signals.ood.base import Info
 from .ood_rows import by_mean_auroc
 
 Tables = Mapping[str, Mapping[str, Mapping[str, Estimate]]]
@@ -65,7 +67,7 @@ def print_tables(
         any_row = next(iter(table.values()))
         said = any_row["ood_auroc"].protocol
         shown = Table(title=f"{title(name, settings)}: {said['n_ood']} unknown, {said['n_id']} known detections")
-        shown.add_column("score")
+        shown.add_column("score", no_wrap=True)
         for metric in SHORT:
             shown.add_column(COLUMNS[metric] if metric != "aose_rejected" else "AOSE rejected", justify="right")
         for score in order:
@@ -79,6 +81,19 @@ def print_tables(
     for score in order:
         mean = float(np.mean([t[score]["ood_auroc"].value for t in tables.values()]))
         shown.add_row(score, f"{mean:.3f}", f"{spearman(follows, score):.2f}", _ms(score, seconds))
+    console.print(shown)
+
+
+def print_scores(console: Console) -> None:
+    """Every registered score with the record that it carries."""
+    shown = Table(title="out-of-distribution scores")
+    for heading in ("name", "method", "paper", "needs", "learns", "sign"):
+        shown.add_column(heading, no_wrap=heading == "name")
+    for signal in create(name for name in FAMILIES if name.startswith("ood/")):
+        info: Info | None = getattr(signal, "info", None)
+        if info is not None:
+            learns = "yes" if signal.learns else ""
+            shown.add_row(signal.name, info.title, info.paper, info.needs, learns, info.sign)
     console.print(shown)
 
 

@@ -10,6 +10,7 @@ import pytest
 from reliability_hooks.cli import main
 from reliability_hooks.cli.ood_rows import Seen, threshold_at
 from reliability_hooks.images import read_image
+from reliability_hooks.signals.base import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,14 @@ def test_table_csv_markdown_and_picture(config: Path, tmp_path: Path, capsys: py
     assert {row["score"] for row in rows} == set(table)
     assert "| ood/knn/score |" in (tmp_path / "ood.md").read_text()
     assert read_image(tmp_path / "ood.png").std() > 10
+
+
+def test_the_list_names_every_score_with_its_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate-ood", "--list"]) == 0
+    shown = capsys.readouterr().out
+    for name in FAMILIES:
+        assert name in shown or not name.startswith("ood/") or name == "ood/logits"
+    assert "Djurisic" in shown
 
 
 def test_without_unknown_objects_it_says_what_to_give(detector: str, capsys: pytest.CaptureFixture[str]) -> None:
