@@ -62,7 +62,7 @@ class Instances:
                 continue
             _check(name, value, n, (_NDIM[name],))
         for name, value in self.columns.items():
-            _check(f"columns[{name!r}]", value, n, (1, 2))
+            _check(name, value, n, (1, 2), "columns[{!r}]")
         if self.boxes.shape[1] != 4:
             raise ValueError(f"boxes must be (N, 4) xyxy, not {tuple(self.boxes.shape)}")
         if self.logits is not None and self.head not in get_args(Head):
@@ -216,8 +216,9 @@ class Instances:
         return replace(self, **arrays, columns={k: fn(v) for k, v in self.columns.items()})
 
 
-def _check(name: str, value: Any, n: int, ndim: tuple[int, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, not {type(value).__name__}")
-    if value.ndim not in ndim or len(value) != n:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; it needs {n} rows and {ndim} dimensions")
+def _check(name: str, value: Any, n: int, ndim: tuple[int, ...], called: str = "{}") -> None:
+    if not isinstance(value, Tensor):  # this runs for every column of every frame: words are made where they are needed
+        raise ValueError(f"{called.format(name)} must be a tensor, not {type(value).__name__}")
+    shape = value.shape
+    if len(shape) not in ndim or shape[0] != n:
+        raise ValueError(f"{called.format(name)} has shape {tuple(shape)}; it needs {n} rows and {ndim} dimensions")
