@@ -29,6 +29,8 @@ class Reservoir:
         self._keys = torch.zeros(0, dtype=torch.float64)
         self._kept = torch.zeros(0, 0)
 
+    @torch.inference_mode(False)  # a sample begun in a detector's inference mode goes on in any other
+    @torch.no_grad()
     def update(self, rows: Tensor) -> None:
         """Take in (n, D) rows.
 

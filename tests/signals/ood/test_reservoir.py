@@ -63,3 +63,15 @@ def test_bad_input_is_refused() -> None:
     sample.update(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"\(n, 2\)"):
         sample.update(torch.zeros(3, 4))
+
+
+def test_goes_on_in_another_mode() -> None:
+    sample = Reservoir(5)
+    with torch.inference_mode():
+        sample.update(torch.ones(3, 2))
+    sample.update(torch.full((4, 2), 2.0, requires_grad=True))
+    with torch.inference_mode():
+        sample.update(torch.full((40, 2), 3.0))
+    assert not sample.rows.is_inference()
+    assert not sample.rows.requires_grad
+    assert sample.seen == 47
