@@ -130,7 +130,9 @@ def main() -> None:
     table = [row for part in parts for row in apart(contest, part, args.rounds)]
     show(f"scores of {n:,} objects; kNN of {queries:,} against {bank:,}", list(table[0]),
          [["-" if v is None else v for v in row.values()] for row in table])
-    if far := [row for row in table if (row["largest_difference_in_std"] or 0) > 0.01]:
+    # pytorch-ood's GEN clamps p at 1e-7, which bends it for the surest objects: `signals.ood.scores.gen`
+    allowed = {"gen": 0.1}
+    if far := [row for row in table if (row["largest_difference_in_std"] or 0) > allowed.get(row["score"], 0.01)]:
         raise SystemExit(f"the results disagree: {far}")
 
     by = {row["score"]: row for row in table}

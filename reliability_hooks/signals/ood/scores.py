@@ -73,7 +73,9 @@ def entropy(logits: Tensor, head: Head = "softmax") -> Tensor:
     """
     if head == "sigmoid":
         raise ValueError("entropy over classes is defined by a softmax head; for a sigmoid head use binary_entropy")
-    return _entr(probabilities(logits, head)).sum(-1)
+    _check(logits)
+    log_p = logits.float().log_softmax(-1).clamp(min=-1e4)  # p log p is 0 where p is, a class at -inf too
+    return torch.einsum("nk,nk->n", log_p.exp(), log_p).neg().clamp(min=0)
 
 
 def binary_entropy(logits: Tensor, head: Head = "sigmoid") -> Tensor:
