@@ -17,6 +17,8 @@ SHAPE = 0.2
 PRIORS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of unknown objects that are tried."""
 FOLDS = 5
+MIN_IMAGES = 50
+"""With fewer, what a prior costs cannot be told from chance, and it is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,8 @@ class Caution:
         honest, y = reliability.detach().cpu().double(), right.double()
         known = honest.isfinite()
         loss = [float((honest * chance_known(p, prior) - y)[known].square().mean()) for prior in PRIORS]
-        best = max(k for k, value in enumerate(loss) if value <= (1 + allowance) * loss[0])
+        enough = len(order) >= MIN_IMAGES
+        best = max(k for k, value in enumerate(loss) if k == 0 or (enough and value <= (1 + allowance) * loss[0]))
         cautious = (honest * chance_known(p, PRIORS[best])).float().to(reliability.device)
         return cls(whole, PRIORS[best], loss[best] / max(loss[0], 1e-12) - 1, cautious)
 

@@ -28,7 +28,7 @@ def test_a_monitor_and_its_report(monitor: Path) -> None:
             assert line[name]["low"] <= line[name]["high"]
             assert line[name]["n_images"] == 24
     assert after["d_ece"]["value"] < before["d_ece"]["value"]
-    assert after["brier"]["value"] < 1.05 * before["brier"]["value"]  # of 24 images; caution may cost a hundredth
+    assert after["brier"]["value"] < before["brier"]["value"]
     assert report["fit"]["chosen"] in {"platt", "isotonic", "logistic", "boosting", "blend"}
 
 

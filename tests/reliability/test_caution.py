@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reliability_hooks.reliability.caution import PRIORS, SHAPE, Caution, chance_known
+from reliability_hooks.reliability.caution import MIN_IMAGES, PRIORS, SHAPE, Caution, chance_known
 
 
 def known(seed: int, images: int = 150) -> tuple[torch.Tensor, ...]:
@@ -55,6 +55,14 @@ def test_the_price_on_known_objects_is_what_was_allowed() -> None:
         after = caution(p, score, {"class": label})["reliability"]
         assert (after <= p + 1e-6).all()
         assert brier(after, correct) <= (1.01 + allowance) * brier(p, correct)
+
+
+def test_few_images_buy_no_caution() -> None:
+    for images, some in ((MIN_IMAGES - 1, False), (MIN_IMAGES, True)):
+        score, p, correct, image, label = known(0, images)
+        caution = Caution.fit(score, {"class": label}, p, correct, image, allowance=0.05)
+        assert (caution.prior > 0) == some
+        assert some or torch.allclose(caution.cross_fitted, p.float())
 
 
 def test_unknown_objects_lose_their_reliability() -> None:
