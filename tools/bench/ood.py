@@ -21,8 +21,8 @@ from torch.nn.functional import normalize
 
 from reliability_hooks.signals.ood import scores
 from reliability_hooks.signals.ood.base import Rows
-from reliability_hooks.signals.ood.knn import knn_distance
 from reliability_hooks.signals.ood.mahalanobis import Mahalanobis, RelativeMahalanobis
+from reliability_hooks.signals.ood.neighbours import Partition
 from reliability_hooks.signals.ood.vim import ViM
 
 CLASSES, K = 10, 50
@@ -59,8 +59,8 @@ def knn(n: int, bank: int) -> dict[str, Pair]:
 
     known, y = features(bank)
     z, _ = features(n, 1)
-    theirs, ours = KNN(None, K).fit_features(known, y), normalize(known, dim=1)
-    return {"knn": (lambda: knn_distance(normalize(z, dim=1), ours, K), lambda: theirs.predict_features(z))}
+    theirs, ours = KNN(None, K).fit_features(known, y), Partition.of(normalize(known, dim=1), K)
+    return {"knn": (lambda: ours.distance(normalize(z, dim=1), K), lambda: theirs.predict_features(z))}
 
 
 def distances(n: int) -> dict[str, Pair]:

@@ -1,4 +1,4 @@
-"""Mahalanobis, relative Mahalanobis and nearest neighbours against pytorch-ood, float64 loops and scikit-learn."""
+"""Mahalanobis, relative Mahalanobis and nearest neighbours against pytorch-ood and float64 loops."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import warnings
 import pytest
 import torch
 from sklearn.covariance import OAS
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from reliability_hooks.signals.ood.base import Rows, Score
-from reliability_hooks.signals.ood.knn import KNearest, knn_distance
+from reliability_hooks.signals.ood.knn import KNearest
 from reliability_hooks.signals.ood.mahalanobis import ClassMoments, Mahalanobis, RelativeMahalanobis, whitening
 
 SCORES = [Mahalanobis, RelativeMahalanobis, KNearest]
@@ -136,28 +134,8 @@ def test_state_empty_and_learning_anew(kind: type[Score]) -> None:
     assert torch.equal(judged(score, test, labels), judged(fresh, test, labels))
 
 
-@pytest.mark.parametrize("m", [3, 60, 1000, 5003])
-@pytest.mark.parametrize("k", [1, 7, 50])
-def test_knn_is_that_of_scikit_learn(m: int, k: int) -> None:
-    bank, z = normalize(random(m, 8), dim=1), normalize(random(50, 8, seed=1), dim=1)
-    bank[: m // 2] = bank[m // 2 : m // 2 * 2]  # ties
-    z[0] = bank[0]
-    z[1] = 0
-    found = NearestNeighbors(n_neighbors=min(k, m), algorithm="brute").fit(bank.double().numpy())
-    expected = torch.from_numpy(found.kneighbors(z.double().numpy())[0][:, -1]).float()
-    for chunk in (None, 1, 20):
-        torch.testing.assert_close(knn_distance(z, bank, k, chunk), expected, rtol=1e-4, atol=1e-6)
-
-
 def test_knn_is_that_of_pytorch_ood() -> None:
     detector = pytest.importorskip("pytorch_ood.detector")
     (z, y), (test, _) = known(500), known(40, seed=1)
     expected = detector.KNN(None, 50).fit_features(z, y).predict_features(test).float()
     torch.testing.assert_close(judged(taught(KNearest(), z, y), test), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_knn_needs_a_bank() -> None:
-    with pytest.raises(ValueError, match="bank that is not empty"):
-        knn_distance(random(2, 3), random(0, 3))
-    with pytest.raises(ValueError, match="k >= 1"):
-        knn_distance(random(2, 3), random(4, 3), 0)

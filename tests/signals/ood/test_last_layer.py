@@ -79,26 +79,34 @@ def test_the_loop(kind: type, head: str) -> None:
     np.testing.assert_allclose(learnt(kind, train).score(test), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SCORES)
-def test_pytorch_ood(kind: type, detector) -> None:
-    """On one level with inputs >= 0, as they have it."""
-    train, test = rows(200, levels=1), rows(50, levels=1, seed=1)
-    z, x, w, b = train.inputs.relu(), test.inputs.relu(), train.weight[0], train.bias[0]  # type: ignore[union-attr,index]
-    train, test = (Rows(r.classes, i @ w.T + b, "softmax", None, i, r.weight, r.bias, r.which)
-                   for r, i in ((train, z), (test, x)))  # fmt: skip
+def of_pytorch_ood(detector, kind: type, train: Rows, test: Rows) -> torch.Tensor:
+    """Its score of the test rows' inputs, which must be >= 0 and of one level."""
+    z, x, w, b = train.inputs, test.inputs, train.weight[0], train.bias[0]  # type: ignore[index]
     head = torch.nn.Linear(*reversed(w.shape))
     head.load_state_dict({"weight": w, "bias": b})
     flat = lambda maps: head(maps.flatten(1))  # noqa: E731
-    truth = torch.zeros(200, dtype=torch.int64)
+    truth = torch.zeros(len(train), dtype=torch.int64)
     if kind is ReAct:
-        expected = detector.ReAct(None, head, percentile=CLIP).fit_feature_maps(z, truth).predict_feature_maps(x)
-    elif kind is DICE:
-        expected = detector.DICE(None, w, b, DROP).fit_features(z, truth).predict_features(x)
-    elif kind is FDBD:
-        expected = detector.fDBD(None, head).fit_features(z).predict_features(x)
-    else:
-        other = detector.ASH(None, flat, percentile=0.9) if kind is ASH else detector.SCALE(None, flat, percentile=0.85)
-        expected = other.predict_feature_maps(x[:, :, None, None])
+        return detector.ReAct(None, head, percentile=CLIP).fit_feature_maps(z, truth).predict_feature_maps(x)
+    if kind is DICE:
+        return detector.DICE(None, w, b, DROP).fit_features(z, truth).predict_features(x)
+    if kind is FDBD:
+        return detector.fDBD(None, head).fit_features(z).predict_features(x)
+    other = detector.ASH(None, flat, percentile=0.9) if kind is ASH else detector.SCALE(None, flat, percentile=0.85)
+    return other.predict_feature_maps(x[:, :, None, None])
+
+
+def positive(given: Rows) -> Rows:
+    """Rows of one level with inputs >= 0, as pytorch-ood has them; the logits made anew."""
+    x = given.inputs.relu()  # type: ignore[union-attr]
+    logits = x @ given.weight[0].T + given.bias[0]  # type: ignore[index]
+    return Rows(given.classes, logits, "softmax", given.features, x, given.weight, given.bias, given.which)
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_pytorch_ood(kind: type, detector) -> None:
+    train, test = positive(rows(200, levels=1)), positive(rows(50, levels=1, seed=1))
+    expected = of_pytorch_ood(detector, kind, train, test)
     torch.testing.assert_close(learnt(kind, train).score(test), expected, rtol=1e-4, atol=1e-5)
 
 
