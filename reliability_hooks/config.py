@@ -44,6 +44,7 @@ class MonitorSettings:
     Attributes:
         path: Directory of a fitted monitor; what `calibrate` writes and `predict` reads.
         signals: Signals to compute, when a new one is fitted: names, or the presets `cheap` and `full`.
+        clip: open_clip model of the signals that read one: MODEL/PRETRAINED, `local-dir:PATH` or the embedded one.
         iou_threshold: IoU from which a detection counts as right.
         target: Precision that is promised of accepted detections.
         delta: Probability with which that promise may fail.
@@ -58,6 +59,7 @@ class MonitorSettings:
 
     path: str | None = None
     signals: list[str] = field(default_factory=lambda: ["cheap"])
+    clip: str = "condition-clip"
     iou_threshold: float = 0.5
     target: float = 0.9
     delta: float = 0.1

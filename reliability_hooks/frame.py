@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .instances import Instances
+
+if TYPE_CHECKING:
+    from .clip.embed import Embed
 
 MAPS = ("early", "middle", "late")
 """Feature maps by depth: the ends of the stages with 4, 8 and 16 input pixels for each of theirs."""
@@ -159,6 +162,8 @@ class Frame:
         look: The kept objects in other pixels, with gradients; None where the host cannot do it.
         classifier: The last layer in front of the logits, or None where the host cannot give it.
         pool: () -> the raw boxes with their logits, made when it is called; None where the host cannot give them.
+        names: Class names of the detector by label; None where they are not known.
+        embed: The objects as CLIP sees them, embedded when it is first asked for; None where no signal needs it.
     """
 
     instances: Instances
@@ -170,6 +175,8 @@ class Frame:
     look: Look | None = None
     classifier: Classifier | None = None
     pool: Callable[[], Pool] | None = None
+    names: Mapping[int, str] | None = None
+    embed: Embed | None = None
 
     def with_instances(self, instances: Instances) -> Frame:
         return replace(self, instances=instances)
@@ -178,7 +185,9 @@ class Frame:
         """Whether the evidence that a signal requires is there (`signals.base.REQUIREMENTS`)."""
         if requirement == "image":
             return self.view is not None
-        if requirement in ("candidates", "maps", "look", "classifier", "pool"):
+        if requirement == "clip":
+            return self.embed is not None
+        if requirement in ("candidates", "maps", "look", "classifier", "pool", "names"):
             return getattr(self, requirement) is not None
         if requirement == "model":
             return self.rerun is not None

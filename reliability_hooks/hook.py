@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -24,6 +25,7 @@ class Handle:
     def __init__(self, host: Host, monitor: Monitor, strict: bool) -> None:
         self.host, self.monitor, self.strict = host, monitor, strict
         self._reported: set[str] = set()
+        self._names = host.class_names() or None
         needs = {requirement for signal in monitor.signals for requirement in signal.requires}
         self._removables: list[Removable] = host.install(self._process, self._report, needs)
 
@@ -56,7 +58,7 @@ class Handle:
 
     def _process(self, build: Callable[[], Frame], bare: Callable[[], Instances]) -> Instances:
         try:
-            return self.monitor.apply(build())
+            return self.monitor.apply(replace(build(), names=self._names))
         except Exception as fault:
             self._report(fault)
             return without_answer(bare())

@@ -6,13 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .clip.embed import Embed
 from .evaluation.datasets import GroundTruth
 from .evaluation.labels import Pairs, with_mask_iou, with_truth
 from .frame import Frame
@@ -23,7 +25,11 @@ from .reliability.model import ReliabilityModel
 from .reliability.state import StateError, load_state, pack, save_state, unpack
 from .signals.base import Signal, create
 
+if TYPE_CHECKING:
+    from .clip.encoder import Encoder
+
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -45,6 +51,7 @@ class Monitor:
 
     Args:
         signals: Registered names, presets of them (`cheap`, `full`), or signals of one's own.
+        clip: The open_clip model of those that read one (`clip.encoder.load`); loaded when it is first needed.
         **terms: Fields of `reliability.judge.Terms`: `iou_threshold`, `target`, `delta`, `groups`, `taus`, `seed`.
 
     Attributes:
@@ -55,11 +62,14 @@ class Monitor:
         seconds: Time spent in each signal so far (on a GPU that of starting its work); clear it as you like.
     """
 
-    def __init__(self, signals: Sequence[str | Signal] = ("cheap",), **terms: Any) -> None:
+    def __init__(
+        self, signals: Sequence[str | Signal] = ("cheap",), *, clip: str = "condition-clip", **terms: Any
+    ) -> None:
         self.signals = [s for given in signals for s in (create([given]) if isinstance(given, str) else [given])]
         names = [s.name for s in self.signals]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"signals listed twice: {', '.join(sorted(doubled))}")
+        self.clip = clip
         asked: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in terms.items()}
         self.terms = Terms(**asked)
         self.judge: Judge | None = None
@@ -76,6 +86,8 @@ class Monitor:
         Raises:
             ValueError: The model was fitted with a column that this frame cannot give.
         """
+        if self.encoder is not None and frame.view is not None:
+            frame = replace(frame, embed=Embed(self.encoder, frame.view, frame.instances))
         if self._lessons is not None:
             truth = next(self._lessons, None)
             told = frame if truth is None else frame.with_instances(with_truth(frame.instances, truth))
@@ -95,6 +107,15 @@ class Monitor:
             columns = {name: none for signal in self.signals for name in signal.columns}
         seen = instances.with_columns(columns)
         return without_answer(seen) if self.judge is None else seen.with_columns(self.judge(seen))
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The CLIP that the signals read; None where none of them does."""
+        if not any("clip" in signal.requires for signal in self.signals):
+            return None
+        from .clip.encoder import load
+
+        return load(self.clip)
 
     @contextmanager
     def learning(self, truths: Iterable[GroundTruth | None] = ()) -> Iterator[None]:
@@ -209,8 +230,11 @@ class Monitor:
         if self.drift is not None:
             parts["drift"] = self.drift.state()
         tensors, meta = pack(parts)
-        settings = {**asdict(self.terms), "signals": [s.name for s in self.signals]}
-        save_state(directory, tensors, {"settings": settings, "fingerprint": self.fingerprint, "parts": meta})
+        settings = {**asdict(self.terms), "clip": self.clip, "signals": [s.name for s in self.signals]}
+        encoder = self.encoder.fingerprint if self.encoder else None
+        save_state(directory, tensors, {
+            "settings": settings, "fingerprint": self.fingerprint, "encoder": encoder, "parts": meta
+        })  # fmt: skip
 
     @classmethod
     def load(cls, directory: str | Path, signals: Sequence[str | Signal] | None = None) -> Monitor:
@@ -232,6 +256,10 @@ class Monitor:
             if names != fitted:
                 raise StateError(f"{directory} was fitted with the signals {fitted}, not {names}")
             monitor.fingerprint = meta["fingerprint"]
+            if monitor.encoder is not None and monitor.encoder.fingerprint != meta["encoder"]:
+                raise StateError(
+                    f"{directory} was fitted with another {monitor.clip}: its weights have changed; calibrate again"
+                )
             monitor.judge = Judge.from_state(monitor.terms, unpack(parts, "judge"))
             if "drift" in meta["parts"]:
                 monitor.drift = DriftTest.from_state(unpack(parts, "drift"))

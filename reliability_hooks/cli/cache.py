@@ -27,11 +27,12 @@ class RowCache:
         directory: Of one detector under one set of options.
         signals: Those that are asked for.
         taught_by: What signals that learn are shown; their columns hold for nothing else.
+        encoder: Fingerprint of the CLIP of those that read one; likewise.
     """
 
-    def __init__(self, directory: Path, signals: Sequence[Signal], taught_by: Any) -> None:
+    def __init__(self, directory: Path, signals: Sequence[Signal], taught_by: Any, encoder: Any = None) -> None:
         self.directory = directory
-        self.columns = {f"{s.name} {digest(taught_by)}" if s.learns else s.name: list(s.columns) for s in signals}
+        self.columns = {_tag(s, taught_by, encoder): list(s.columns) for s in signals}
         directory.mkdir(parents=True, exist_ok=True)
 
     def read(self, key: str) -> Instances | None:
@@ -89,6 +90,14 @@ class RowCache:
         for signal in signals:
             signal.load_state(*unpack(state, signal.name))
         return True
+
+
+def _tag(signal: Signal, taught_by: Any, encoder: Any) -> str:
+    """The signal and all that its columns depend on beside the detector and the image."""
+    depends = [taught_by] if signal.learns else []
+    if "clip" in signal.requires:
+        depends += [encoder] if signal.learns else [encoder, signal.state()[1]]  # its prompts
+    return f"{signal.name} {digest(*depends)}" if depends else signal.name
 
 
 def digest(*parts: Any) -> str:

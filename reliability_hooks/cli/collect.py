@@ -47,16 +47,18 @@ class Collector:
         self.handle, self.settings = handle, settings
         data = settings.data
         self.taught_by = asdict(data) if data.bank is None else [data.bank, data.bank_annotations]
+        self.encoder = None if handle.monitor.encoder is None else handle.monitor.encoder.fingerprint
         self.cache = None
         if cache is not None:
             same = [__version__, handle.host.fingerprint(), settings.detector.predict]
-            self.cache = RowCache(cache / digest(same), handle.monitor.signals, self.taught_by)
+            self.cache = RowCache(cache / digest(same), handle.monitor.signals, self.taught_by, self.encoder)
         self.failed: list[str] = []
 
     def learn(self, lessons: Sequence[Lesson], console: Console) -> None:
         """Show images to the signals that have to see some first, unless they are known to have seen these."""
         signals = [s for s in self.handle.monitor.signals if s.learns]
-        key = digest([s.name for s in signals], self.taught_by, [path for path, _ in lessons])
+        key = digest([s.name for s in signals], self.taught_by, [path for path, _ in lessons],
+                     *([self.encoder] if any("clip" in s.requires for s in signals) else []))
         if self.cache is not None and self.cache.recall(key, signals):
             return
         waiting: deque[GroundTruth | None] = deque()  # of the images of a batch, in the order in which frames come

@@ -80,7 +80,7 @@ def new_monitor(settings: Settings) -> Monitor:
     """An unfitted monitor as the settings say."""
     m = settings.monitor
     terms = {name: getattr(m, name) for name in Terms.__dataclass_fields__ if name != "seed"}
-    return Monitor(m.signals, **terms, seed=settings.seed)
+    return Monitor(m.signals, clip=m.clip, **terms, seed=settings.seed)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -13,7 +13,7 @@ from ..frame import Frame
 
 Requirement = Literal[
     "image", "candidates", "pool", "maps", "classifier", "look", "model", "dropout", "masks", "logits", "features",
-    "tracks",
+    "tracks", "names", "clip",
 ]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
@@ -44,8 +44,13 @@ FAMILIES: dict[str, str] = {
     "ood/safe": "ood.safe:SAFE",
     "features": "features:FeatureComponents",
     "activations": "activations:Activations",
+    "ood/vision_language": "ood.vision_language:VisionLanguage",
     "consistency": "consistency:Consistency",
     "dropout": "dropout:Dropout",
+    "condition": "condition:Condition",
+    "attribute": "attribute:Attribute",
+    "agreement": "agreement:Agreement",
+    "typographic": "typographic:Typographic",
 }
 """Name of each signal and where it lives under `reliability_hooks.signals`: the one line to add for a new signal."""
 

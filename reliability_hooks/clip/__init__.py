@@ -1,0 +1,1 @@
+"""CLIP: pictures and texts in one space. Only here open_clip and timm are imported, and never before they are used."""
