@@ -22,6 +22,7 @@ from ..instances import Instances
 from ..monitor import Monitor
 from ..reliability.drift import DriftState
 from ..report.overlay import draw
+from ..signals.condition import worst
 from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 
 
@@ -80,6 +81,7 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
         Progress(console=console) as progress,
     ):
         names = handle.host.class_names()
+        phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
         task = progress.add_task("detecting", total=len(files))
         with _Videos(out) as videos:
             for batch in batches(_items(files, run, lambda: progress.advance(task)), settings.batch):
@@ -89,12 +91,16 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
                         run.drift = monitor.drift.update(instances)
                     reasons = [[r for r in row if r.change < -0.02] for row in monitor.reasons(instances)]
                     words = [[f"{r.phrase} ({r.change:+.2f})" for r in row] for row in reasons]
-                    picture = draw(item.pixels, instances, names, [row[0].phrase if row else "" for row in reasons])
+                    conditions = worst(instances, phrases)
+                    captions = [", ".join(dict.fromkeys([*([row[0].phrase] if row else []), *([c] if c else [])]))
+                                for row, c in zip(reasons, conditions, strict=True)]  # fmt: skip
+                    picture = draw(item.pixels, instances, names, captions)
                     videos.write(item, picture) if item.video else _save(picture, out / f"{item.stem}.jpg")
                     image_id = image_ids.get(item.name, _image_id(item.stem))
                     run.rows += [
-                        {**row, "file_name": item.name}
-                        for row in to_coco(instances, image_id, names, category_ids, words)
+                        {**row, "file_name": item.name, **({"condition": c} if phrases else {})}
+                        for row, c in zip(to_coco(instances, image_id, names, category_ids, words), conditions,
+                                          strict=True)
                     ]
     write_json(out / "predictions.json", run.rows)
     write_json(out / "run.json", {
@@ -178,14 +184,17 @@ def _number(value: float) -> str:
 def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
     rows = sorted(run.rows, key=lambda r: r["reliability"] if r["reliability"] == r["reliability"] else -1.0)
     table = Table(title=f"least reliable {min(most, len(rows))} of {len(rows)} detections in {run.images} images")
-    for heading in ("image", "class", "score", "reliability", "90 % interval", "verdict", "E[IoU]", "against it"):
-        table.add_column(heading, justify="left" if heading in ("image", "class", "against it") else "right")
+    words = ("image", "class", "against it", "condition")
+    named = ("condition",) if any("condition" in row for row in rows) else ()
+    for heading in ("image", "class", "score", "reliability", "90 % interval", "verdict", "E[IoU]", "against it",
+                    *named):  # fmt: skip
+        table.add_column(heading, justify="left" if heading in words else "right")
     for row in rows[:most]:
         score, value, iou = (_number(row[key]) for key in ("score", "reliability", "expected_iou"))
         ends = [_number(v) for v in row["reliability_interval"]]
         interval = "" if "unknown" in ends else "-".join(ends)
         table.add_row(row["file_name"], row["category_name"], score, value, interval, row["verdict"], iou,
-                      "; ".join(row["reasons"]))
+                      "; ".join(row["reasons"]), *(row[key] for key in named))
     console.print(table)
     if not fitted:
         console.print("no monitor: reliability is unknown. Fit one: reliability-hooks calibrate --help", style="yellow")

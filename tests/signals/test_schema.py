@@ -10,16 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from reliability_hooks.clip.embed import Embed
 from reliability_hooks.frame import MAPS, Candidates, Classifier, Frame, Glance, Pool, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
+
+from .clip_fake import FakeEncoder
+
+NAMES = dict(enumerate(["cat", "dog", "car", "traffic_light", "cup"]))
+ENCODER = FakeEncoder()
+
+
+def embedded(given: Frame) -> Frame:
+    """With the class names, and with embeddings of its own objects."""
+    assert given.view is not None
+    return replace(given, names=NAMES, embed=Embed(ENCODER, given.view, given.instances))  # type: ignore[arg-type]
+
 
 HEADS = ("sigmoid", "softmax", "softmax+background")
 
 
 def boxes(n: int, generator: torch.Generator) -> torch.Tensor:
     center = torch.rand(n, 2, generator=generator) * torch.tensor([160.0, 120.0])
-    size = torch.rand(n, 2, generator=generator) * 60 + 4
+    size = torch.rand(n, 2, generator=generator) * 90 + 30
     return torch.cat([center - size / 2, center + size / 2], 1)
 
 
@@ -53,8 +66,8 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
     view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
     maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
     look = Look(view.pixels, logits, maps, torch.arange(n))
-    return Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look, known,
-                 lambda: Pool(raw.boxes, around_logits))
+    return embedded(Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look,
+                          known, lambda: Pool(raw.boxes, around_logits)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def chosen(given: Frame, rows: Tensor) -> Frame:
     known = replace(known, inputs=known.inputs[rows], which=known.which[rows])
     assert isinstance(given.look, Look)
     look = replace(given.look, rows=given.look.rows[rows])
-    return replace(given, instances=given.instances[rows], classifier=known, look=look)
+    return embedded(replace(given, instances=given.instances[rows], classifier=known, look=look))
 
 
 def cast(given: Classifier, dtype: torch.dtype) -> Classifier:
@@ -179,7 +192,7 @@ class TestEverySignal:
 
     def test_half_precision(self, name: str) -> None:
         signal, full = fitted(name), frame(7)
-        half = Frame(
+        half = embedded(Frame(
             full.instances.to(torch.float16),
             View(full.view.pixels.half(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(full.candidates.boxes.half(), full.candidates.scores.half(), full.candidates.labels),  # type: ignore[union-attr]
@@ -189,9 +202,9 @@ class TestEverySignal:
             full.look,
             cast(full.classifier, torch.float16),  # type: ignore[arg-type]
             full.pool,
-        )
+        ))
         # the reference reads the same rounded numbers, as float32
-        again = Frame(
+        again = embedded(Frame(
             half.instances.to(torch.float32),
             View(half.view.pixels.float(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(half.candidates.boxes.float(), half.candidates.scores.float(), half.candidates.labels),  # type: ignore[union-attr]
@@ -201,7 +214,7 @@ class TestEverySignal:
             full.look,
             cast(half.classifier, torch.float32),  # type: ignore[arg-type]
             full.pool,
-        )
+        ))
         given = signal(half)
         assert all(column.dtype == torch.float32 for column in given.values())
         torch.testing.assert_close(given, signal(again), rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -219,7 +232,7 @@ class TestEverySignal:
         broken[2] = torch.tensor([float("nan"), 0, float("inf"), 10])
         logits = given.instances.logits.clone()  # type: ignore[union-attr]
         logits[2] = float("nan")
-        spoilt = given.with_instances(given.instances.replace(boxes=broken, logits=logits))
+        spoilt = embedded(given.with_instances(given.instances.replace(boxes=broken, logits=logits)))
         others = torch.tensor([0, 1, 3, 4, 5, 6])
         without = signal(chosen(given, others))
         for key, column in signal(spoilt).items():
