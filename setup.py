@@ -23,7 +23,7 @@ CORE = [
 ]
 EXTRAS = {
     "ultralytics": ["ultralytics>=8.4", "lap>=0.5.12"],  # AGPL-3.0; lap: its trackers
-    "clip": ["open_clip_torch>=3"],
+    "clip": ["open_clip_torch>=3", "timm>=1.0"],
     "detectron2": [],  # on no registry: install it from https://github.com/facebookresearch/detectron2
     "segment-anything": ["segment-anything>=1.0"],
     "transformers": ["transformers>=4.45"],
@@ -33,6 +33,7 @@ EXTRAS = {
 }
 TEST = [
     *EXTRAS["ultralytics"],
+    *EXTRAS["clip"],
     *EXTRAS["metrics"],
     *EXTRAS["report"],
     "hotcoco>=1.3",
@@ -56,7 +57,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["reliability_hooks", "reliability_hooks.*"]),
-    package_data={"reliability_hooks": ["py.typed"]},
+    package_data={"reliability_hooks": ["py.typed", "assets/*.yaml", "assets/*/*"]},
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({r for group in EXTRAS.values() for r in group})},
     entry_points={"console_scripts": ["reliability-hooks = reliability_hooks.cli:main"]},

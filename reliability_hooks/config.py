@@ -45,6 +45,7 @@ class MonitorSettings:
         path: Directory of a fitted monitor; what `calibrate` writes and `predict` reads.
         signals: Signals to compute, when a new one is fitted: names, or the presets `cheap` and `full`.
         clip: open_clip model of the signals that read one: MODEL/PRETRAINED, `local-dir:PATH` or the embedded one.
+        conditions: YAML file with conditions of one's own for the signal `condition` (`assets/conditions.yaml`).
         iou_threshold: IoU from which a detection counts as right.
         target: Precision that is promised of accepted detections.
         delta: Probability with which that promise may fail.
@@ -60,6 +61,7 @@ class MonitorSettings:
     path: str | None = None
     signals: list[str] = field(default_factory=lambda: ["cheap"])
     clip: str = "condition-clip"
+    conditions: str | None = None
     iou_threshold: float = 0.5
     target: float = 0.9
     delta: float = 0.1

@@ -16,6 +16,8 @@ from ..config import Settings, load_settings
 from ..hosts.base import load
 from ..monitor import Monitor
 from ..reliability.judge import Terms
+from ..signals.base import create
+from ..signals.condition import Condition
 
 T = TypeVar("T")
 
@@ -80,7 +82,8 @@ def new_monitor(settings: Settings) -> Monitor:
     """An unfitted monitor as the settings say."""
     m = settings.monitor
     terms = {name: getattr(m, name) for name in Terms.__dataclass_fields__ if name != "seed"}
-    return Monitor(m.signals, clip=m.clip, **terms, seed=settings.seed)
+    signals = [Condition(m.conditions) if s.name == Condition.name else s for s in create(m.signals)]
+    return Monitor(signals, clip=m.clip, **terms, seed=settings.seed)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

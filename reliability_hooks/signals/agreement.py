@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from math import log as ln
 from math import nan
@@ -26,8 +27,8 @@ TEMPLATES = (
     "a picture of a {label}",
     "a photo of the {label}",
 )
-NO_CLASS = ("__background__", "background", "n/a", "")
-"""Names by which label lists mark places that stand for no class."""
+NO_CLASS = re.compile(r"(__)?background(__)?|n/a|class \d+|", re.IGNORECASE)
+"""Names of places in label lists that stand for no class, or for one whose name nobody gave."""
 
 
 class Vocabulary:
@@ -68,7 +69,8 @@ class Vocabulary:
         """Embed the classes, once for each encoder and label set; `classes` then holds their label ids, sorted."""
         made_for = self._made_for
         if made_for is None or made_for[0] is not encoder or made_for[1] != names:
-            self._embed(encoder, {i: spoken(n) for i, n in sorted(names.items()) if spoken(n).lower() not in NO_CLASS})
+            said = {i: spoken(n) for i, n in sorted(names.items())}
+            self._embed(encoder, {i: n for i, n in said.items() if not NO_CLASS.fullmatch(n)})
             self._made_for = encoder, dict(names)
         self.texts, self._owner = placed(self.texts, device), placed(self._owner, device)
         self.classes = placed(self.classes, device)

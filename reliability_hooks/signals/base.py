@@ -58,6 +58,7 @@ FAMILIES: dict[str, str] = {
 PRESETS: dict[str, tuple[str, ...]] = {
     "cheap": ("geometry", "candidates", "image", "ood/logits"),
     "full": ("geometry", "candidates", "image", "ood/logits", "consistency"),
+    "clip": ("condition", "agreement"),
     "ood": (
         "ood/logits", "ood/gen_top", "ood/box_gen", "ood/box_energy", "ood/kl_matching", "ood/temperature_msp",
         "ood/gradnorm",
@@ -65,9 +66,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "ood/relative_mahalanobis", "ood/knn", "ood/vim", "ood/bam", "features", "activations",
     ),
 }
-"""Names for several signals: `cheap` needs no further forward pass, `full` one; `ood` is for `evaluate-ood`. `features`
-and `activations` are in neither of the first two: in the ablation of `tools/bench/reliability.py` they make the
-reliability no better."""
+"""Names for several signals: `cheap` needs no further forward pass, `full` one; `clip`, beside either of them, shows
+every object to a CLIP; `ood` is for `evaluate-ood`. `features` and `activations` are in neither of the first two: in
+the ablation of `tools/bench/reliability.py` they make the reliability no better."""
 
 
 class Signal:

@@ -47,25 +47,36 @@ class Tested:
     prior: float
 
 
-def predict(train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[str], seed: int) -> Tested:
-    """Fit every method on `train`, predict `held`."""
+def predict(train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[str], seed: int,
+            fewer: Sequence[str] = ()) -> Tested:  # fmt: skip
+    """Fit every method on `train`, predict `held`; `fewer` are the columns of the method `without`, if it is asked."""
     a, b = train.instances, held.instances
-    columns = {name: a.columns[name] for name in names}
-    ours = ReliabilityModel.fit(columns, a.scores, a.labels, train.correct, train.iou, train.image, seed, candidates)
-    reliability, prior = ours.predict(b.columns, b.scores, b.labels)["reliability"], 0.0
-    novelty = next((name for name in NOVELTY if name in names), None)
-    if novelty is not None:  # as reliability.judge does it
-        caution = Caution.fit(a.columns[novelty], cells(a), ours.cross_fitted, train.correct,
-                              torch.from_numpy(train.image), seed=seed)
-        reliability, prior = caution(reliability, b.columns[novelty], cells(b))["reliability"], caution.prior
     predictions = {
         "raw": b.scores,
         "platt": Platt.fit(a.scores, train.correct).predict(b.scores),
         "isotonic": Isotonic.fit(a.scores, train.correct).predict(b.scores),
-        "ours": reliability,
     }
+    predictions["ours"], chosen, prior = ours(train, held, names, candidates, seed)
+    if fewer:
+        predictions["without"], _, _ = ours(train, held, fewer, candidates, seed)
     arrays = {name: value.double().clamp(0, 1).numpy() for name, value in predictions.items()}
-    return Tested(arrays, held.correct.numpy(), held.image, held.condition, ours.report["chosen"], prior)
+    return Tested(arrays, held.correct.numpy(), held.image, held.condition, chosen, prior)
+
+
+def ours(
+    train: Rows, held: Rows, names: Sequence[str], candidates: Sequence[str], seed: int
+) -> tuple[torch.Tensor, str, float]:
+    """Reliability of the held rows, the model that was chosen, the share of unknown objects reckoned with."""
+    a, b = train.instances, held.instances
+    columns = {name: a.columns[name] for name in names}
+    model = ReliabilityModel.fit(columns, a.scores, a.labels, train.correct, train.iou, train.image, seed, candidates)
+    reliability, prior = model.predict(b.columns, b.scores, b.labels)["reliability"], 0.0
+    novelty = next((name for name in NOVELTY if name in names), None)
+    if novelty is not None:  # as reliability.judge does it
+        caution = Caution.fit(a.columns[novelty], cells(a), model.cross_fitted, train.correct,
+                              torch.from_numpy(train.image), seed=seed)
+        reliability, prior = caution(reliability, b.columns[novelty], cells(b))["reliability"], caution.prior
+    return reliability, model.report["chosen"], prior
 
 
 def cells(instances: Instances) -> dict[str, torch.Tensor]:
@@ -91,31 +102,32 @@ def joined(rows: Rows, ood: Rows) -> Rows:
 
 
 def settings(rows: Rows, ood: Rows | None, seeds: Sequence[int], names: Sequence[str], candidates: Sequence[str],
-             label: str) -> dict[str, list[Tested]]:
+             label: str, fewer: Sequence[str] = ()) -> dict[str, list[Tested]]:  # fmt: skip
     """Every setting -> what was tested, one entry for each split (and pair of held-out conditions)."""
     out: dict[str, list[Tested]] = {"seen": [], "unseen conditions": [], "unseen ood": []}
     for seed in track(seeds, f"fitting {label}"):
         fit, test = split(rows, seed)
-        out["seen"].append(predict(rows[fit], rows[test], names, candidates, seed))
+        out["seen"].append(predict(rows[fit], rows[test], names, candidates, seed, fewer))
         for pair in HELD_OUT:
             held = np.isin(rows.condition, pair)
             if held.any():
                 out["unseen conditions"].append(
-                    predict(rows[fit & ~held], rows[test & held], names, candidates, seed)
+                    predict(rows[fit & ~held], rows[test & held], names, candidates, seed, fewer)
                 )
         if ood is not None:
             mix = joined(rows[test & (rows.condition == "clean")], ood)
-            out["unseen ood"].append(predict(rows[fit], mix, names, candidates, seed))
+            out["unseen ood"].append(predict(rows[fit], mix, names, candidates, seed, fewer))
     return out
 
 
 def measure(tested: Sequence[Tested], condition: str | None = None, weight: np.ndarray | None = None) -> np.ndarray:
     """(methods, metrics), means over the splits; `weight` holds multiplicities of photographs."""
-    out = np.full((len(tested), len(METHODS), len(METRICS)), np.nan)
+    methods = tested[0].predictions
+    out = np.full((len(tested), len(methods), len(METRICS)), np.nan)
     for s, t in enumerate(tested):
         keep = slice(None) if condition is None else t.condition == condition
         w = None if weight is None else weight[t.image[keep]]
-        for m, method in enumerate(METHODS):
+        for m, method in enumerate(methods):
             for k, metric in enumerate(METRICS):
                 out[s, m, k] = CALIBRATION_METRICS[metric](t.predictions[method][keep], t.correct[keep], weight=w)
     return np.nanmean(out, 0)
@@ -128,11 +140,25 @@ def against_best(values: np.ndarray) -> dict[str, float]:
     return {**ratios, "auroc_gain": float(cell["auroc"][3] - np.nanmax(cell["auroc"][:3]))}
 
 
+def against_without(values: np.ndarray) -> dict[str, float]:
+    """Ours with all the signals / ours with the fewer ones of `--against`, for costs; the difference for AUROC."""
+    if len(values) <= len(METHODS):
+        return {}
+    cell = {name: values[:, METRICS.index(name)] for name in METRICS}
+    ratios = {f"{name}_to_without": float(cell[name][3] / cell[name][4]) for name in ("brier", "excess_augrc")}
+    return {**ratios, "auroc_gain_to_without": float(cell["auroc"][3] - cell["auroc"][4])}
+
+
 def mean(runs: Sequence[dict[str, list[Tested]]], setting: str, condition: str | None = None,
          weights: Sequence[np.ndarray | None] | None = None) -> np.ndarray:
     """(methods, metrics) of a setting, means over detectors."""
     each = [None] * len(runs) if weights is None else weights
     return np.mean([measure(run[setting], condition, w) for run, w in zip(runs, each, strict=True)], 0)
+
+
+def compared(values: np.ndarray) -> dict[str, float]:
+    """Every comparison."""
+    return {**against_best(values), **against_without(values)}
 
 
 FIGURES = {  # name -> (setting, condition, quantity)
@@ -156,6 +182,7 @@ def main() -> None:
         ood_limit={"type": int, "default": None, "help": "images of each OOD set"},
         splits={"type": int, "default": 5},
         draws={"type": int, "default": 100, "help": "bootstrap draws"},
+        against={"nargs": "+", "default": [], "help": "fewer signals or presets: what do the others add?"},
         ablation={"action": "store_true", "help": "each signal alone and each left out (logistic model, 2 splits)"},
         cache={"type": Path, "default": Path(tempfile.gettempdir()) / "reliability_hooks_bench"},
     )
@@ -167,12 +194,17 @@ def main() -> None:
     families = create(signals)
     bank = args.bank if any(f.learns for f in families) else None
     names = [name for family in families for name in family.columns]
+    fewer = [name for family in create(args.against) for name in family.columns]
+    if not set(fewer) <= set(names):
+        raise SystemExit("--against takes some of --signals")
+    further = {f"{name}_to_without": (*of[:2], f"{of[2]}_to_without") for name, of in FIGURES.items()}
+    asked = {**FIGURES, **(further if fewer else {})}
     data, runs = [], []
     for detector in detectors:
         rows = collect(detector, args.data, args.annotations, conditions, limit, args.cache, signals, bank)
         ood = collect_ood(detector, args.cache, signals, bank, limit or args.ood_limit)
         data.append((rows, ood))
-        runs.append(settings(rows, ood, seeds, names, CANDIDATES, Path(detector).name))
+        runs.append(settings(rows, ood, seeds, names, CANDIDATES, Path(detector).name, fewer))
 
     table = []
     for setting in runs[0]:
@@ -182,7 +214,7 @@ def main() -> None:
             table += [
                 {"setting": setting, "condition": condition or "all", "method": method,
                  **{metric: float(values[m, k]) for k, metric in enumerate(METRICS)}}
-                for m, method in enumerate(METHODS)
+                for m, method in enumerate(runs[0][setting][0].predictions)
             ]
     show("means over splits and detectors", list(table[0]), [list(row.values()) for row in table])
     for detector, run, (rows, ood) in zip(detectors, runs, data, strict=True):
@@ -193,20 +225,21 @@ def main() -> None:
     figures: dict[str, float] = {}
     rng = np.random.default_rng(0)
     total = [rows.images + ood.images for rows, ood in data]
-    drawn: dict[str, list[float]] = {name: [] for name in FIGURES}
+    drawn: dict[str, list[float]] = {name: [] for name in asked}
     for _ in track(range(draws), "bootstrap"):
         weights = [rng.multinomial(n, np.full(n, 1 / n)) for n in total]
-        for name, (setting, condition, quantity) in FIGURES.items():
-            drawn[name].append(against_best(mean(runs, setting, condition, weights))[quantity])
-    for name, (setting, condition, quantity) in FIGURES.items():
+        for name, (setting, condition, quantity) in asked.items():
+            drawn[name].append(compared(mean(runs, setting, condition, weights))[quantity])
+    for name, (setting, condition, quantity) in asked.items():
         low, high = np.nanpercentile(drawn[name], [2.5, 97.5])
-        point = against_best(mean(runs, setting, condition))[quantity]
+        point = compared(mean(runs, setting, condition))[quantity]
         figures |= {name: point, f"{name}_low": float(low), f"{name}_high": float(high)}
     figures["dece_all"] = float(mean(runs, "seen")[3, METRICS.index("d_ece")])
     protocol = {
         "detectors": [Path(d).name for d in detectors], "images": [r.images for r, _ in data],
         "detections": [len(r.image) for r, _ in data], "ood_detections": [len(o.image) for _, o in data],
         "conditions": conditions, "severity": 0.5, "held_out": HELD_OUT, "score_cut": SCORE_CUT, "signals": signals,
+        "against": args.against,
         "bank": str(bank), "matching": "COCO greedy, same class, IoU >= 0.5, crowd ignored", "bins": 10,
         "splits": len(seeds), "split": "half of the photographs fit, half test", "bootstrap_draws": draws,
         "models": [[t.chosen for t in run["seen"]] for run in runs],
