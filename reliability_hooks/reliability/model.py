@@ -12,6 +12,7 @@ from torch import Tensor
 from .calibrators import CALIBRATORS, as_scores
 from .heads import Head
 from .selection import CANDIDATES, MEMBERS, FitRows, Task, affordable, make_folds
+from .shapley import shapley
 from .state import State, pack, unpack
 from .table import SCORE, FeatureTable
 from .trees import one_thread_if_small
@@ -194,6 +195,35 @@ class ReliabilityModel:
         nothing, unknown = torch.zeros_like(s), s.isnan()
         names = dict.fromkeys([*columns, *inputs])
         return {n: _like(change.get(n, nothing).masked_fill(unknown, torch.nan), scores) for n in names}
+
+    def shares(
+        self, columns: Mapping[str, Tensor], scores: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Exact Shapley values of the signals: reliability minus that of a typical detection, shared out.
+
+        Returns:
+            For each signal with columns in the model, `score`, and `class_prior` where there is one: (N,) float32; they
+            sum to the reliability minus that with every input at its calibration median. NaN where the score is NaN.
+        """
+        s = as_scores(scores)
+        x = self.table.transform(columns, scores, labels)
+        owners = [owner.rpartition("/")[0] or owner for owner in self.table.owners]
+        names = list(dict.fromkeys(owners))
+        member = torch.tensor([[owner == name for owner in owners] for name in names])
+        middle = torch.sigmoid(self.table.center[0])
+        own = names.index(SCORE)
+
+        def value(sets: Tensor) -> Tensor:
+            given = (sets[:, :, None] & member).any(1)  # (2^G, F)
+            parts = []
+            for rows in torch.split(torch.arange(len(s)), max(1, _CELLS // given.numel())):
+                xs = torch.where(given[:, None], x[rows], 0.0)
+                ss = torch.where(sets[:, own, None], s[rows], middle)
+                parts.append(self.correctness(xs.flatten(0, 1), ss.flatten()).view(len(sets), -1))
+            return torch.cat(parts, 1) if parts else x.new_zeros(len(sets), 0)
+
+        found = shapley(value, len(names)).masked_fill(s.isnan(), torch.nan)
+        return {name: _like(share, scores) for name, share in zip(names, found, strict=True)}
 
     def state(self) -> State:
         """Tensors and JSON-able meta, for `save_state` and `from_state`."""
