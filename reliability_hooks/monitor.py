@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from .evaluation.datasets import GroundTruth
 from .evaluation.labels import Pairs, with_mask_iou, with_truth
 from .frame import Frame
 from .instances import Instances
+from .reasons import Reason, lowering, shares
 from .reliability.drift import DriftTest
 from .reliability.judge import Judge, Terms, unknown
 from .reliability.model import ReliabilityModel
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
     from .clip.encoder import Encoder
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reason:
-    """One piece of evidence for or against a detection.
-
-    Attributes:
-        column: The column that it comes from.
-        phrase: What it says, in words.
-        change: What it does to the reliability, against a typical value of the same column.
-    """
-
-    column: str
-    phrase: str
-    change: float
 
 
 class Monitor:
@@ -184,23 +170,14 @@ class Monitor:
 
     def reasons(self, instances: Instances, top: int = 2) -> list[list[Reason]]:
         """For each instance the `top` columns that lower its reliability most (or raise it least), in words."""
-        if self.judge is None or len(instances) == 0:
-            return [[] for _ in range(len(instances))]
-        model = self.judge.model
-        phrases = {name: phrase for signal in self.signals for name, phrase in signal.columns.items()}
-        changes = self.judge.contributions(instances)
-        typical = dict(zip(model.table.names, model.table.center[1:].tolist(), strict=True))
-        names = [name for name in changes if name in phrases and name in typical]
-        if not names:
-            return [[] for _ in range(len(instances))]
-        change = torch.stack([changes[n] for n in names], 1).nan_to_num()
-        value = torch.stack([instances.columns[n].double() for n in names], 1)
-        high = (value > value.new_tensor([typical[n] for n in names])).long().tolist()
-        order = change.argsort(1)[:, :top].tolist()
-        return [
-            [Reason(names[j], phrases[names[j]][high[i][j]], float(change[i, j])) for j in chosen]
-            for i, chosen in enumerate(order)
-        ]
+        return lowering(self.judge, self._phrases(), instances, top)
+
+    def shares(self, instances: Instances) -> list[list[Reason]]:
+        """For each instance what every signal adds to its reliability (`reasons.shares`), the greatest first."""
+        return shares(self.judge, self._phrases(), instances)
+
+    def _phrases(self) -> dict[str, tuple[str, str]]:
+        return {name: phrase for signal in self.signals for name, phrase in signal.columns.items()}
 
     def check(self, fingerprint: Callable[[], dict[str, Any]]) -> None:
         """Refuse another detector than the one fitted on.

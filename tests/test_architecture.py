@@ -15,7 +15,7 @@ FLOORS = [
     {"instances", "frame", "images", "config", "crops", "clip"},
     {"hosts", "export", "reliability", "evaluation", "report"},
     {"signals", "explain"},
-    {"monitor"},
+    {"monitor", "reasons"},
     {"hook"},
     {"cli", "__main__"},
 ]

@@ -183,6 +183,18 @@ class Judge:
         lost = instances.reliability * (1 - usual / factor)
         return {**found, self.novelty: found.get(self.novelty, 0.0) + lost}
 
+    def shares(self, instances: Instances) -> dict[str, Tensor]:
+        """Signal -> (N,) its exact Shapley value in the reliability, as `ReliabilityModel.shares`.
+
+        What the caution about unknown objects takes off stands under `caution`; with it they sum to the reliability
+        minus that of a typical detection.
+        """
+        found = self.model.shares(instances.columns, instances.scores, instances.labels)
+        if self.caution is None or "ood_p_value" not in instances.columns:
+            return found
+        given = self.model.predict(instances.columns, instances.scores, instances.labels)["reliability"]
+        return {**found, "caution": instances.reliability - given.to(instances.reliability)}
+
     def state(self) -> State:
         """Tensors and meta for `from_state`."""
         parts = {

@@ -1,0 +1,89 @@
+"""A picture for each explained instance: the object, a map for each target, and what its reliability is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .plots import BLUE, GREY, SMALL, VERMILION
+
+CONTEXT = 2.0
+"""Side of what is shown, in boxes."""
+BARS = 7
+
+
+def draw_panel(
+    path: str | Path,
+    image: np.ndarray,
+    box: Sequence[float],
+    mask: np.ndarray | None,
+    maps: Mapping[str, np.ndarray],
+    title: str,
+    shares: Sequence[tuple[str, float]] = (),
+) -> None:
+    """Write one PNG.
+
+    Args:
+        path: Of the file.
+        image: (H, W, 3) uint8 RGB.
+        box: xyxy in its pixels.
+        mask: (H, W) bool, or None.
+        maps: Target -> (h, w) in [0, 1] over the whole image, at any resolution.
+        title: A line above.
+        shares: Words and what they add to the reliability, the greatest first.
+    """
+    from matplotlib.figure import Figure
+
+    count = 1 + len(maps) + bool(shares)
+    figure = Figure(figsize=(2.6 * count + (1.2 if shares else 0), 3.0), layout="constrained", dpi=110)
+    axes = figure.subplots(1, count, squeeze=False, width_ratios=[1] * (1 + len(maps)) + [1.6] * bool(shares))[0]
+    figure.suptitle(_plain(title), fontsize=SMALL + 2, x=0.01, ha="left")
+    x1, y1, x2, y2 = _window(box, image.shape[1], image.shape[0])
+    for ax, name in zip(axes, ["object", *maps], strict=False):
+        ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+        if name != "object":
+            values = np.nan_to_num(maps[name])
+            ax.imshow(values, extent=(0, image.shape[1], image.shape[0], 0), cmap="inferno", vmin=0, vmax=1,
+                      alpha=0.15 + 0.7 * np.clip(values, 0, 1), interpolation="bilinear")  # fmt: skip
+        if mask is not None and mask.any():
+            ax.contour(mask, levels=[0.5], colors="white", linewidths=1, extent=(0, image.shape[1], 0, image.shape[0]))
+        ax.plot([box[0], box[2], box[2], box[0], box[0]], [box[1], box[1], box[3], box[3], box[1]], color=BLUE, lw=1)
+        ax.set(xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[])
+        ax.set_title(_plain(name), fontsize=SMALL)
+    if shares:
+        _bars(axes[-1], shares[:BARS])
+    figure.savefig(path)
+
+
+def _bars(ax: Any, shares: Sequence[tuple[str, float]]) -> None:
+    """Signed bars; the sign is also written, for those who cannot tell the colours apart."""
+    changes = [change for _, change in shares]
+    ax.barh(range(len(shares)), changes, color=[BLUE if c > 0 else VERMILION for c in changes])
+    reach = max(0.05, *(abs(c) for c in changes))
+    for row, (words, change) in enumerate(shares):
+        ax.text(0, row - 0.42, f"{_plain(words)} ({change:+.2f})", fontsize=SMALL - 1, ha="center", va="bottom")
+    ax.axvline(0, color=GREY, lw=0.8)
+    ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(len(shares) - 0.4, -1), yticks=[])
+    ax.tick_params(labelsize=SMALL - 1)
+    ax.set_title("what it adds to the reliability", fontsize=SMALL)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+
+
+def _window(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    """A square about the box with some context, moved into the image where it fits."""
+    side = min(max(box[2] - box[0], box[3] - box[1], 16.0) * CONTEXT, max(width, height))
+    corners = []
+    for middle, length in (((box[0] + box[2]) / 2, width), ((box[1] + box[3]) / 2, height)):
+        start = min(max(middle - side / 2, 0), max(length - side, 0)) if side <= length else (length - side) / 2
+        corners.append((start, start + side))
+    (x1, x2), (y1, y2) = corners
+    return x1, y1, x2, y2
+
+
+def _plain(text: str) -> str:
+    """Without the dollar signs that matplotlib would read as mathematics."""
+    return text.replace("$", r"\$")
