@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -122,27 +122,56 @@ class Rerun(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Layer:
+    """Activations inside the detector that lie on the way to what a `Glance` gives: gradients can be taken of them.
+
+    Attributes:
+        values: (B, C, h, w) shared by all objects, or (B * n, C, h, w) where each of n objects has its own (RoIs).
+        boxes: (1, 4) or (n, 4) xyxy, the part of the view, in its pixels, that each map covers.
+        which: (n,) the objects, counted as the glance's rows, that have one of their own; None for a shared one.
+    """
+
+    values: Tensor
+    boxes: Tensor
+    which: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Glance:
-    """The same objects in B other versions of the view's pixels.
+    """The same objects in B other versions of the view's pixels; NaN for an object whose raw row is not known.
 
     Attributes:
         logits: (B, N, K) at the raw rows (the RoIs of two-stage detectors) that the kept boxes came from, columns as
-            `Instances.logits`; NaN for an object whose raw row is not known.
+            `Instances.logits`.
         maps: As `Frame.maps`, each (B, C, h, w); None where the host gives none, or was not asked for them.
+        boxes: (B, N, 4) xyxy in view pixels at the same rows, not clipped; None unless asked for.
+        masks: (B, N, h, w) mask logits as the network makes them, on the rectangles `mask_boxes`; before a host cuts
+            them off at the box. None unless asked for, and where the detector makes none.
+        mask_boxes: (N, 4) xyxy in view pixels: the whole view (YOLO), or the kept box (R-CNN).
+        layers: By name (`MAPS`, and `rois`, `mask_rois` of two-stage detectors); None unless asked for.
     """
 
     logits: Tensor
     maps: Mapping[str, Tensor] | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+    mask_boxes: Tensor | None = None
+    layers: Mapping[str, Layer] | None = None
 
 
 class Look(Protocol):
     """The kept objects in other pixels, differentiable."""
 
-    def __call__(self, pixels: Tensor) -> Glance:
+    def __call__(self, pixels: Tensor, parts: Collection[str] = (), rows: Tensor | None = None) -> Glance:
         """(B, 3, h, w) pixels as the view's -> what is found at the same rows; one forward pass.
 
         Gradients flow to `pixels` where they require them; none are left on the model's weights, and it is called in
-        grad mode whatever mode the detector runs in.
+        grad mode whatever mode the detector runs in. Where the pixels require none, no graph is kept.
+
+        Args:
+            pixels: Normalised as the view's pixels are.
+            parts: What is wanted beside logits and maps: `boxes`, `masks`, `layers`.
+            rows: (n,) the objects to look at, all of them without it; the glance has n rows then.
         """
 
 

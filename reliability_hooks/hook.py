@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -26,8 +27,9 @@ class Handle:
         self.host, self.monitor, self.strict = host, monitor, strict
         self._reported: set[str] = set()
         self._names = host.class_names() or None
-        needs = {requirement for signal in monitor.signals for requirement in signal.requires}
-        self._removables: list[Removable] = host.install(self._process, self._report, needs)
+        self._needs = frozenset(requirement for signal in monitor.signals for requirement in signal.requires)
+        self._frames: list[Frame] | None = None
+        self._removables: list[Removable] = host.install(self._process, self._report, self._needs)
 
     @property
     def attached(self) -> bool:
@@ -50,6 +52,30 @@ class Handle:
             raise RuntimeError("this handle was removed; attach(model, monitor) again")
         return self.host.predict(images, **options)
 
+    @contextmanager
+    def frames(self, *needs: str) -> Iterator[list[Frame]]:
+        """While it is open, the frame of each image that the detector sees is kept, in their order.
+
+        Args:
+            *needs: Evidence that a host gathers only where somebody needs it: `maps`, `look`, `classifier`.
+        """
+        if not self.attached:
+            raise RuntimeError("this handle was removed; attach(model, monitor) again")
+        more = self._needs.union(needs) != self._needs
+        if more:
+            self._install(self._needs.union(needs))
+        outer, self._frames = self._frames, []
+        try:
+            yield self._frames
+        finally:
+            self._frames = outer
+            if more and self.attached:
+                self._install(self._needs)
+
+    def _install(self, needs: frozenset[str]) -> None:
+        self.remove()
+        self._removables = self.host.install(self._process, self._report, needs)
+
     def __enter__(self) -> Handle:
         return self
 
@@ -58,7 +84,10 @@ class Handle:
 
     def _process(self, build: Callable[[], Frame], bare: Callable[[], Instances]) -> Instances:
         try:
-            return self.monitor.apply(replace(build(), names=self._names))
+            frame = replace(build(), names=self._names)
+            if self._frames is not None:
+                self._frames.append(frame)
+            return self.monitor.apply(frame)
         except Exception as fault:
             self._report(fault)
             return without_answer(bare())

@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "detect, score every object, write annotated pictures and predictions.json",
     "calibrate": "fit a monitor for a detector on labelled images",
     "evaluate": "judge a monitor on labelled images that it was not fitted on",
+    "explain": "show what the box, the mask and the reliability of each object rest on",
     "evaluate-ood": "compare out-of-distribution scores on images of unknown objects",
 }
 

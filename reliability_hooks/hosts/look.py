@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..frame import Glance, Look
+from ..frame import Glance, Layer, Look
 
-LookAt = Callable[[Tensor, Tensor], Glance]
-"""(rows (n,), pixels (B, 3, h, w)) -> logits (B, n, K) at these raw rows, and maps; called in grad mode."""
+
+class Kept(NamedTuple):
+    """The kept boxes whose raw row is known.
+
+    Attributes:
+        rows: (n,) int64, of the raw rows.
+        labels: (n,) int64.
+        boxes: (n, 4) xyxy in pixels of the original image, as the detector returned them.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+LookAt = Callable[[Kept, Tensor, Collection[str]], Glance]
+"""(kept, pixels (B, 3, h, w), parts) -> a glance of n rows; called in grad mode."""
 
 
 @contextmanager
@@ -24,26 +39,53 @@ def grad_mode() -> Iterator[None]:
         yield
 
 
-def look_at(run: LookAt, rows: Tensor, found: Tensor) -> Look:
+def look_at(run: LookAt, kept: Kept, found: Tensor) -> Look:
     """See `Frame.look`.
 
     Args:
         run: The host's.
-        rows: (n,) the raw rows that are known.
-        found: (N,) bool, which of the kept boxes they belong to.
+        kept: Those that are known.
+        found: (N,) bool, which of the kept boxes they are.
     """
+    position = found.cumsum(0) - 1
 
-    def look(pixels: Tensor) -> Glance:
+    def look(pixels: Tensor, parts: Collection[str] = (), rows: Tensor | None = None) -> Glance:
         with grad_mode():
+            asked = torch.arange(len(found), device=found.device) if rows is None else rows
+            known = found[asked]
             # what was made in inference mode cannot be saved for a backward pass
-            given, at, where = (t.clone() if t.is_inference() else t for t in (pixels, rows, found))
-            glance = run(at, given)
-            logits = glance.logits.float()
-            full = logits.new_full((len(given), len(where), logits.shape[2]), torch.nan)
-            full[:, where] = logits
-            return replace(glance, logits=full)
+            at = Kept(*(_usable(t)[position[asked[known]]] for t in kept))
+            return _scattered(run(at, _usable(pixels), parts), _usable(known), len(pixels))
 
     return look
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _scattered(glance: Glance, known: Tensor, count: int) -> Glance:
+    """The rows of a glance at their places among all that were asked for, NaN at the others."""
+
+    def full(values: Tensor) -> Tensor:
+        out = values.new_full((count, len(known), *values.shape[2:]), torch.nan, dtype=torch.float32)
+        out[:, known] = values.float()
+        return out
+
+    def layer(given: Layer) -> Layer:
+        return given if given.which is None else replace(given, which=known.nonzero()[:, 0][given.which])
+
+    if bool(known.all()):  # a copy of all masks in all versions is worth avoiding
+        return replace(glance, logits=glance.logits.float())
+    rects = glance.mask_boxes
+    return replace(
+        glance,
+        logits=full(glance.logits),
+        boxes=None if glance.boxes is None else full(glance.boxes),
+        masks=None if glance.masks is None else full(glance.masks),
+        mask_boxes=None if rects is None else rects.new_full((len(known), 4), torch.nan).index_put((known,), rects),
+        layers=None if glance.layers is None else {name: layer(given) for name, given in glance.layers.items()},
+    )
 
 
 def frozen(module: nn.Module, *args: Any) -> Any:

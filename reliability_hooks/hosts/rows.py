@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..frame import Candidates, Classifier, Frame, Pool
 from ..instances import Head, Instances
-from .look import LookAt, look_at
+from .look import Kept, LookAt, look_at
 
 SCORE_TOLERANCE = 1e-5
 BOX_TOLERANCE = 0.05  # px of the original image: rounding, not neighbouring anchors
@@ -125,7 +125,7 @@ def with_evidence(kept: Instances, raw: RawRows, look: LookAt | None = None) -> 
     return Frame(
         instances=instances,
         candidates=candidates(raw),
-        look=None if look is None else look_at(look, rows, found),
+        look=None if look is None else look_at(look, Kept(rows, kept.labels[found], kept.boxes[found]), found),
         classifier=last,
         pool=partial(pool, raw),
     )

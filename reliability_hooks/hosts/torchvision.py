@@ -21,9 +21,10 @@ from torch.nn.functional import pad
 from ..frame import Candidates, Frame, Glance, View
 from ..instances import Instances
 from .base import Hook, Host, Process, Removable, dropouts, dropping
-from .look import Part, frozen
+from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
 from .torchvision_inside import LAST, classifier, last_layer, maps, stage, trunk
+from .torchvision_look import glance, shared
 from .torchvision_rows import Capture, family, sizes
 
 ADDED = ("reliability", "reliability_interval", "verdict", "expected_iou")
@@ -154,15 +155,17 @@ class TorchvisionHost(Host):
             self._check(capture)
             return [candidates(self._raw(self.model, capture, i)) for i in range(len(pixels))]
 
-    def _look(self, seen: Capture, i: int, rows: Tensor, pixels: Tensor) -> Glance:
+    def _look(self, seen: Capture, i: int, kept: Kept, pixels: Tensor, parts: Collection[str]) -> Glance:
         """See `Frame.look`. Padded as the image was in its batch: what lies beside it shows at its edge."""
         batch, (h, w) = seen["transform"][1][0].tensors, sizes(seen, i)[1]
         if pixels.shape[1:] != (batch.shape[1], h, w):
             raise ValueError(f"pixels must be (B, {batch.shape[1]}, {h}, {w}) as the view's, not {tuple(pixels.shape)}")
         padded = pad(pixels.to(batch.dtype), (0, batch.shape[3] - w, 0, batch.shape[2] - h))
         with self._aside(pixels, padded) as capture:
-            part = Part(self.model, partial(self._family.look, capture=seen, i=i, rows=rows))
-            return Glance(frozen(part, capture["transform"][1][0]), maps(capture, slice(None)))
+            run = partial(glance, family=self._family, capture=seen, i=i, kept=kept, parts=parts)
+            found: Glance = frozen(Part(self.model, run), capture["transform"][1][0])
+            layers = {**shared(capture), **(found.layers or {})} if "layers" in parts else None
+            return replace(found, maps=maps(capture, slice(None)), layers=layers)
 
     @contextmanager
     def _aside(self, pixels: Tensor, batch: Tensor) -> Iterator[Capture]:

@@ -22,15 +22,14 @@ class Family(NamedTuple):
         watched: Modules that a pass calls, without which there are no rows.
         raw: (model, capture, i) -> the rows of image i.
         run: (model, `ImageList`) -> nothing: what the model does after its transform, for the hooks to see.
-        look: (model, `ImageList` of B, capture, i, rows (n,)) -> logits (B, n, K) at these rows of image i, the images
-            being versions of it, padded as its batch was.
+        decode: How the heads of a one-stage detector turn regression and anchors into boxes; None for two stages.
         last: Where the last layer of the classifier is; None for SSD, which has one for each level, of other widths.
     """
 
     watched: tuple[str, ...]
     raw: Callable[[Any, Capture, int], RawRows]
     run: Callable[[Any, Any], None]
-    look: Callable[..., Tensor]
+    decode: str | None
     last: str | None
 
 
@@ -42,11 +41,15 @@ def family(model: Any) -> Family | None:
 
     if isinstance(model, GeneralizedRCNN):
         watched = ("transform", "roi_heads", "roi_heads.box_predictor")
-        return Family(watched, _two_stage, _run_two_stage, _look_two_stage, "roi_heads.box_predictor.cls_score")
+        return Family(watched, _two_stage, _run_two_stage, None, "roi_heads.box_predictor.cls_score")
     watched, last = ("transform", "head", "anchor_generator"), "head.classification_head.cls_logits"
-    for kind, raw, layer in ((RetinaNet, _retinanet, last), (FCOS, _fcos, last), (SSD, _ssd, None)):
+    for kind, raw, decode, layer in (
+        (RetinaNet, _retinanet, "decode_single", last),
+        (FCOS, _fcos, "decode", last),
+        (SSD, _ssd, "decode_single", None),
+    ):
         if isinstance(model, kind):
-            return Family(watched, raw, _run_dense, _look_dense, layer)
+            return Family(watched, raw, _run_dense, decode, layer)
     return None
 
 
@@ -58,32 +61,19 @@ def sizes(capture: Capture, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _run_two_stage(model: Any, inputs: Any) -> None:
-    features = _features(model, inputs)
+    features = fpn(model, inputs)
     proposals, _ = model.rpn(inputs, features)
     model.roi_heads(features, proposals, inputs.image_sizes)
 
 
 def _run_dense(model: Any, inputs: Any) -> None:
-    features = list(_features(model, inputs).values())
+    features = list(fpn(model, inputs).values())
     model.head(features)
     model.anchor_generator(inputs, features)
 
 
-def _look_two_stage(model: Any, inputs: Any, capture: Capture, i: int, rows: Tensor) -> Tensor:
-    """The RoIs stay where they were proposed."""
-    (_, proposals, *_), _ = capture["roi_heads"]
-    rois, heads, count = proposals[i].detach()[rows], model.roi_heads, len(inputs.tensors)
-    pooled = heads.box_roi_pool(_features(model, inputs), [rois] * count, inputs.image_sizes)
-    logits: Tensor = heads.box_predictor(heads.box_head(pooled))[0]
-    return logits.view(count, len(rois), logits.shape[1])
-
-
-def _look_dense(model: Any, inputs: Any, capture: Capture, i: int, rows: Tensor) -> Tensor:
-    logits: Tensor = model.head(list(_features(model, inputs).values()))["cls_logits"]
-    return logits[:, rows]
-
-
-def _features(model: Any, inputs: Any) -> OrderedDict[str, Tensor]:
+def fpn(model: Any, inputs: Any) -> OrderedDict[str, Tensor]:
+    """What the backbone gives of an `ImageList`, by level."""
     features = model.backbone(inputs.tensors)
     return OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
 

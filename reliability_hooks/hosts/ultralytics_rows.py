@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..frame import MAPS, View
+from ..frame import MAPS, Glance, View
 from .last_layer import of_levels, plain
 from .rows import RawRows, pool_features
 
@@ -90,6 +90,23 @@ def raw_rows(
         scores=scores, logits=logits, decode=decode, head="sigmoid", features=features,
         classifier=partial(of_levels, layers, seen) if layers and len(seen) == len(layers) else None,
     )
+
+
+def glance(head: Any, output: Any, rows: Tensor, size: tuple[int, ...], parts: Collection[str]) -> Glance:
+    """What the head returned at rows (n,) of each of B inputs of a size (height, width), gradients kept."""
+    from ultralytics.utils import ops
+
+    raw = selected(head, output)
+    coefficients = raw.get("mask_coefficient") if "masks" in parts else None
+    boxes, found, rects = None, None, None
+    if "boxes" in parts:
+        boxes = head._get_decode_boxes(raw)[:, :, rows].transpose(1, 2)
+        boxes = boxes if head.end2end or head.xyxy else ops.xywh2xyxy(boxes)
+    if coefficients is not None:
+        # the prototypes beside the rows: those of an end-to-end branch are cut off from the network
+        found = torch.einsum("bcn,bchw->bnhw", coefficients[:, :, rows], output[0][1])
+        rects = found.new_tensor([0, 0, size[1], size[0]], dtype=torch.float32).expand(len(rows), 4)
+    return Glance(raw["scores"][:, :, rows].transpose(1, 2), boxes=boxes, masks=found, mask_boxes=rects)
 
 
 def selected(head: Any, output: Any) -> Any:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..frame import MAPS, Candidates, Frame, Glance
+from ..frame import MAPS, Candidates, Frame, Glance, Layer
 from ..instances import Instances
 from .base import Hook, dropouts, dropping
-from .look import frozen
+from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
-from .ultralytics_rows import class_layers, raw_rows, selected, stages, view
+from .ultralytics_rows import class_layers, glance, raw_rows, stages, view
 
 
 @dataclass(eq=False)
@@ -109,23 +110,29 @@ class HeadTap:
         size = (int(pixels.shape[2]), int(pixels.shape[3]))
         return [candidates(raw_rows(head, output, i, size, None)) for i in range(len(pixels))]
 
-    def look(self, net: nn.Module, head: Any, like: Tensor, rows: Tensor, pixels: Tensor) -> Glance:
+    def look(
+        self, net: nn.Module, head: Any, like: Tensor, kept: Kept, pixels: Tensor, parts: Collection[str]
+    ) -> Glance:
         """The same rows in other pixels; see `Frame.look`.
 
         Args:
             net: The network.
             head: Its last layer.
             like: (3, h, w) the view's pixels.
-            rows: (n,).
+            kept: (n,) rows.
             pixels: (B, 3, h, w).
+            parts: What is wanted beside logits and maps.
         """
         if pixels.shape[1:] != like.shape:
             raise ValueError(f"pixels must be (B, {', '.join(map(str, like.shape))}) as the view's, not "
                              f"{tuple(pixels.shape)}")
+        run = Part(net, lambda net, given: glance(head, net(given), kept.rows, given.shape[2:], parts))
         with self._aside() as seen, _own_anchors(head):
-            output = frozen(net, pixels.to(like.dtype))
+            found: Glance = frozen(run, pixels.to(like.dtype))
         maps = seen.maps if len(seen.maps) == len(MAPS) else None
-        return Glance(selected(head, output)["scores"][:, :, rows].transpose(1, 2), maps)
+        whole = like.new_tensor([[0.0, 0.0, like.shape[2], like.shape[1]]], dtype=torch.float32)
+        layers = {name: Layer(values, whole) for name, values in (maps or {}).items()}
+        return replace(found, maps=maps, layers=layers if "layers" in parts else None)
 
     def evidence(self, i: int, result: Any, predictor: Any) -> Callable[[Instances], Frame]:
         """How image i's frame is built once its kept rows are known. Holds this batch's tensors until then."""

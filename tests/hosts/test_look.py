@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -203,14 +204,14 @@ def test_the_anchors_of_a_head_stay_and_other_shapes_follow() -> None:
 
 def test_an_object_without_a_raw_row_is_nan_and_others_keep_their_gradients() -> None:
     from reliability_hooks.frame import Glance
-    from reliability_hooks.hosts.look import look_at
+    from reliability_hooks.hosts.look import Kept, look_at
 
-    def run(rows: Tensor, pixels: Tensor) -> Glance:
-        return Glance(pixels.flatten(1)[:, rows, None] * 2)
+    def run(kept: Kept, pixels: Tensor, parts: Collection[str]) -> Glance:
+        return Glance(pixels.flatten(1)[:, kept.rows, None] * 2)
 
     with torch.inference_mode():
         pixels, rows = torch.rand(2, 3, 2, 2), torch.tensor([4, 1])
-        look = look_at(run, rows, torch.tensor([True, False, True]))
+        look = look_at(run, Kept(rows, rows, torch.zeros(2, 4)), torch.tensor([True, False, True]))
         with grad_mode():
             leaf = pixels.clone().requires_grad_()
             logits = look(leaf).logits
