@@ -66,7 +66,7 @@ def shares(
 ) -> list[list[Reason]]:
     """For each instance how much every signal adds to its reliability, the greatest first.
 
-    The changes are exact Shapley values (`Judge.shares`); `Reason.column` is the signal or a key of `WORDS`. A signal is
+    The changes are Shapley values (`Judge.shares`); `Reason.column` is the signal or a key of `WORDS`. A signal is
     put in the words of its column that weighs most in the same direction.
 
     Args:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def train(heads: model.Heads, words: Vocabulary, table: dict[str, Tensor], teach
     groups = [{"params": decay, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / WARM_UP, 1.0) * (
-        0.5 + 0.5 * np.cos(np.pi * min(step / args.steps, 1.0))))  # fmt: skip
+        0.5 + 0.5 * cos(pi * min(step / args.steps, 1.0))))  # fmt: skip
     checkpoint, start = args.work / "checkpoint.pt", 0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)

@@ -171,7 +171,7 @@ def main() -> None:
     encoder = load(args.model)
     table = collect(args.data, encoder, 12 if args.quick else None)
     names = [*CAMERA, "occlusion"]
-    plain = None if args.quick else collect(args.data, untrained(), 30)
+    plain = None if args.quick else collect(args.data, untrained(), 12)
     ranks = first(table, names)
     rows: list[dict[str, Any]] = []
     for name in names:
