@@ -66,8 +66,11 @@ def _usable(tensor: Tensor) -> Tensor:
 
 def _scattered(glance: Glance, known: Tensor, count: int) -> Glance:
     """The rows of a glance at their places among all that were asked for, NaN at the others."""
+    every = bool(known.all())
 
     def full(values: Tensor) -> Tensor:
+        if every:  # a copy of all masks in all versions is worth avoiding
+            return values.float()
         out = values.new_full((count, len(known), *values.shape[2:]), torch.nan, dtype=torch.float32)
         out[:, known] = values.float()
         return out
@@ -75,8 +78,6 @@ def _scattered(glance: Glance, known: Tensor, count: int) -> Glance:
     def layer(given: Layer) -> Layer:
         return given if given.which is None else replace(given, which=known.nonzero()[:, 0][given.which])
 
-    if bool(known.all()):  # a copy of all masks in all versions is worth avoiding
-        return replace(glance, logits=glance.logits.float())
     rects = glance.mask_boxes
     return replace(
         glance,

@@ -1,0 +1,145 @@
+"""`explain`: what do box, mask and reliability of each object rest on? A panel and arrays for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ..config import Settings
+from ..explain.base import METHODS, Explanations
+from ..explain.counterfactual import REMEDIES, Counterfactual, counterfactuals, helpful
+from ..explain.explainer import explain
+from ..explain.targets import TARGETS
+from ..export.coco import write_json
+from ..hook import attach
+from ..images import ImageError, find_images, read_image
+from ..instances import Instances
+from ..monitor import Monitor
+from ..reasons import Reason
+from ..report.panel import draw_panel
+from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
+
+CHOICES = ("all", "least-reliable:N", "most-reliable:N", "0,3,7")
+LONGEST = 640
+"""Of the maps, in pixels."""
+
+
+def main(argv: Sequence[str], prog: str = "reliability-hooks explain") -> int:
+    """Parse and run."""
+    p = parser(prog, "What box, mask and reliability of each object rest on.",
+               ["detector", "host", "device", "conf", "monitor"])
+    p.add_argument("source", help="image, folder or glob pattern")
+    p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
+    p.add_argument("--method", default="auto", help=f"auto, {', '.join(METHODS)} (default: %(default)s)")
+    p.add_argument("--target", default="class,box,mask",
+                   help=f"of {', '.join(TARGETS)}, comma-separated (default: %(default)s; mask where there are masks)")
+    p.add_argument("--budget", type=int, default=256, help="pictures shown to the detector (default: %(default)s)")
+    p.add_argument("--instances", default="least-reliable:5", metavar="WHICH",
+                   help=f"{', '.join(CHOICES)} of each image (default: %(default)s)")
+    p.add_argument("--out", default="runs/explain", help="directory of the results (default: %(default)s)")
+    args = p.parse_intermixed_args(list(argv))
+
+    def run() -> int:
+        which(Instances.empty(), args.instances)  # a typo is said before anything runs
+        return explain_images(settings_of(args, args.opts), args.source, Path(args.out), args.method,
+                              args.target.split(","), args.budget, args.instances)  # fmt: skip
+
+    return guarded(run, args.debug)
+
+
+def explain_images(
+    settings: Settings, source: str, out: Path, method: str, targets: Sequence[str], budget: int, chosen: str
+) -> int:
+    """Write `out/STEM_K.png` and `out/STEM.npz` for each image, and `out/explanations.json`.
+
+    Returns:
+        0, or 1 where some images could not be read; the others are explained all the same.
+    """
+    console, m, files = terminal(), settings.monitor, find_images(source)
+    monitor = Monitor.load(m.path) if m.path else new_monitor(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
+    taken: set[str] = set()
+    with attach(open_detector(settings), monitor, strict=True) as handle, Progress(console=console) as progress:
+        names = handle.host.class_names()
+        for path in progress.track(files, description="explaining"):
+            stem = unique_stem(path, taken)
+            try:
+                image = read_image(path)
+            except ImageError as e:
+                failed.append(str(e))
+                continue
+            found = handle.predict([image], **settings.detector.predict)[0]
+            some = which(found, chosen)
+            kept = [t for t in targets if found.masks is not None or t not in ("mask", "boundary")]
+            made = explain(handle, image, found, targets=kept, method=method, budget=budget, rows=some,
+                           longest=LONGEST, options=settings.detector.predict)  # fmt: skip
+            reasons = monitor.shares(made.instances)
+            tried = counterfactuals(handle, image, made.instances, REMEDIES if monitor.judge else {},
+                                    settings.detector.predict)  # fmt: skip
+            _save_arrays(out / f"{stem}.npz", made, some)
+            for k, index in enumerate(some.tolist()):
+                rows.append(_draw(out / f"{stem}_{index}.png", image, made, k, names, reasons[k], tried[k], path.name))
+    write_json(out / "explanations.json", rows)
+    console.print(f"written: {out}/ ({len(rows)} panels, arrays as .npz, explanations.json)", highlight=False)
+    for line in failed:
+        console.print(f"failed: {line}", style="red", markup=False)
+    return 1 if failed else 0
+
+
+def which(instances: Instances, chosen: str) -> Tensor:
+    """(n,) rows that a choice of `CHOICES` names.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    n = len(instances)
+    if chosen == "all":
+        return torch.arange(n)
+    kind, _, count = chosen.partition(":")
+    if kind in ("least-reliable", "most-reliable") and count.isdecimal():
+        value = instances.columns.get("reliability", torch.full((n,), torch.nan)).cpu()
+        value = torch.where(value.isnan(), instances.scores.cpu() - 1, value)  # unknown counts as least reliable
+        return value.argsort(descending=kind == "most-reliable", stable=True)[: int(count)]
+    if all(part.isdecimal() for part in chosen.split(",")):
+        rows = torch.tensor([int(part) for part in chosen.split(",")])
+        return rows[rows < n]
+    raise ValueError(f"--instances {chosen!r} is none of {', '.join(CHOICES)}")
+
+
+def _draw(
+    path: Path, image: np.ndarray, made: Explanations, k: int, names: Any, reasons: Sequence[Reason],
+    tried: Sequence[Counterfactual], file_name: str,
+) -> dict[str, Any]:
+    found = made.instances[[k]].cpu()
+    name = names.get(int(found.labels[0]), str(int(found.labels[0])))
+    value, score = float(found.reliability[0]), float(found.scores[0])
+    said = "reliability unknown: no monitor" if value != value else f"reliability {value:.2f}"
+    mask = None if found.masks is None else found.masks_at((image.shape[0], image.shape[1]))[0].numpy()
+    maps = {name: values[k].cpu().numpy() for name, values in made.maps.items()}
+    shares = [(r.phrase, r.change) for r in reasons if abs(r.change) >= 0.01]
+    better = "".join(f"; {c.remedy}: {c.after:.2f}" for c in helpful(tried)[:1])
+    draw_panel(path, image, found.boxes[0].tolist(), mask, maps, f"{name} {score:.2f}, {said}{better}  [{made.method}]",
+               shares)  # fmt: skip
+    return {
+        "file_name": file_name, "panel": path.name, "category_name": name, "bbox_xyxy": found.boxes[0].tolist(),
+        "score": score, "reliability": value, "method": made.method, "passes": made.passes, "seconds": made.seconds,
+        "notes": list(made.notes), "shares": {r.column: [r.phrase, r.change] for r in reasons},
+        "counterfactuals": [{"remedy": c.remedy, "found": c.found, "reliability": c.after} for c in tried],
+    }  # fmt: skip
+
+
+def _save_arrays(path: Path, made: Explanations, rows: Tensor) -> None:
+    """`map/TARGET` and `error/TARGET` (n, h, w) float16, `rows` (n,), `boxes` (n, 4), and what they cost as JSON."""
+    arrays: dict[str, Any] = {f"map/{t}": v.half().cpu().numpy() for t, v in made.maps.items()}
+    arrays |= {f"error/{t}": v.half().cpu().numpy() for t, v in made.errors.items()}
+    told = json.dumps({"method": made.method, "passes": made.passes, "seconds": made.seconds, "notes": made.notes})
+    np.savez_compressed(path, rows=rows.numpy(), boxes=made.instances.boxes.cpu().numpy(), info=told, **arrays)

@@ -1,0 +1,1 @@
+"""Which pixels the class, the box, the mask or the doubt of each object rests on."""
