@@ -36,6 +36,7 @@ TEST = [
     *EXTRAS["clip"],
     *EXTRAS["metrics"],
     *EXTRAS["report"],
+    "grad-cam>=1.5",
     "hotcoco>=1.3",
     "hypothesis>=6.100",
     "mypy>=1.11",
