@@ -61,10 +61,10 @@ def draw_panel(
 def _bars(ax: Any, shares: Sequence[tuple[str, float]]) -> None:
     """Signed bars; the sign is also written, for those who cannot tell the colours apart."""
     changes = [change for _, change in shares]
-    ax.barh(range(len(shares)), changes, color=[BLUE if c > 0 else VERMILION for c in changes])
+    ax.barh(range(len(shares)), changes, height=0.3, color=[BLUE if c > 0 else VERMILION for c in changes])
     reach = max(0.05, *(abs(c) for c in changes))
     for row, (words, change) in enumerate(shares):
-        ax.text(0, row - 0.42, f"{_plain(words)} ({change:+.2f})", fontsize=SMALL - 1, ha="center", va="bottom")
+        ax.text(0, row - 0.22, f"{_plain(words)} ({change:+.2f})", fontsize=SMALL - 1, ha="center", va="bottom")
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(len(shares) - 0.4, -1), yticks=[])
     ax.tick_params(labelsize=SMALL - 1)
