@@ -122,10 +122,13 @@ def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False) 
     Raises:
         TypeError: No host knows this kind of model.
         StateError: The monitor was fitted on another model.
+        ValueError: The CLIP that the signals read cannot be loaded.
+        ImportError: They read one, and open_clip is not installed.
     """
     host = find_host(model)
     monitor = Monitor() if monitor is None else monitor
     monitor.check(host.fingerprint)
+    _ = monitor.encoder  # a CLIP that cannot be loaded is said now, not at every image
     former = _attached[model]() if model in _attached else None
     if former is not None:
         former.remove()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reliability_hooks import Instances, Monitor
+from reliability_hooks import Instances, Monitor, attach
 from reliability_hooks.evaluation.datasets import GroundTruth
 from reliability_hooks.evaluation.labels import labelled
 from reliability_hooks.frame import Candidates, Frame, View
@@ -347,3 +347,14 @@ def test_frame_says_what_it_has() -> None:
     more = Frame(frame.instances.replace(track_ids=torch.zeros(12, dtype=torch.int64)), View(torch.zeros(3, 4, 4)),
                  Candidates.empty())
     assert all(more.has(r) for r in ("image", "candidates", "tracks"))
+
+
+def test_a_clip_that_cannot_be_loaded_is_told_when_it_is_attached() -> None:
+    pytest.importorskip("open_clip")
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+    with pytest.raises(ValueError, match="ViT-B-32"):
+        attach(model, Monitor(["condition"], clip="ViT-B-23/openai"))
+    with attach(model, Monitor(["condition"])) as handle:
+        assert handle.monitor.encoder is not None

@@ -14,6 +14,7 @@ from ...frame import Frame
 from ..agreement import Vocabulary
 from ..base import Signal
 from ..prompts import ASSETS, fill, placed, spoken, strings, tree
+from .base import Info
 
 if TYPE_CHECKING:
     from ...clip.encoder import Encoder
@@ -42,6 +43,12 @@ class VisionLanguage(Signal):
     """
 
     name = "ood/vision_language"
+    info = Info(
+        "MCM, GL-MCM, NegLabel",
+        "Ming et al. 2022, Delving into OOD detection with vision-language representations; Miyai et al. 2025, GL-MCM; "
+        "Jiang et al. 2024, Negative label guided OOD detection",
+        "pixels, a CLIP, class names", "negated",
+    )  # fmt: skip
     requires = ("image", "clip", "names")
     columns: ClassVar = {
         "ood/vision_language/mcm": ("CLIP sees a known class", "CLIP sees no known class"),
