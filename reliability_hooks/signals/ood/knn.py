@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -43,6 +44,12 @@ class KNearest(Score):
         if len(bank) == 0:
             raise ValueError(f"no detections to learn {self.name} from; show more images")
         self.tensors, self.sample = vars(Partition.of(bank, K)).copy(), Reservoir(CAPACITY)
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        given = dict(tensors)
+        if given.keys() == {"bank"}:  # as it was kept before the bank was parted
+            given = vars(Partition.of(given["bank"], K)).copy()
+        super().load_state(given, meta)
 
     def score(self, rows: Rows) -> Tensor:
         (z,) = rows.require("features")

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from reliability_hooks.signals.ood import neighbours
 from reliability_hooks.signals.ood.base import Rows
-from reliability_hooks.signals.ood.knn import KNearest
+from reliability_hooks.signals.ood.knn import K, KNearest
 from reliability_hooks.signals.ood.neighbours import Partition, knn_distance
 
 
@@ -140,3 +140,12 @@ def test_a_bank_and_a_rank_are_needed() -> None:
     ):
         with pytest.raises(ValueError, match="k >= 1"):
             call()
+
+
+def test_a_state_with_the_bare_bank_still_loads() -> None:
+    bank = torch.nn.functional.normalize(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    z = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
+    old = KNearest()
+    old.load_state({"bank": bank}, {})
+    expected = knn_distance(torch.nn.functional.normalize(z, dim=1), bank, K)
+    torch.testing.assert_close(old.score(Rows(torch.zeros(20).long(), features=z)), expected)
