@@ -73,6 +73,8 @@ def draw(photographs: Photographs, item: Item, rng: np.random.Generator) -> Samp
         said[name] = min(0.25 + 1.2 * strength, 1.0)
         if name == "low_light":
             known["noise"] = max(known["noise"] * 0.3, said["noise"])
+    side = min(box[2] - box[0], box[3] - box[1])
+    said["low_resolution"] = max(said["low_resolution"], 0.5 * min(max((56 - side) / 36, 0.0), 1.0))
     crop = roi_align(x[None].float(), [torch.tensor([box])], SIZE, sampling_ratio=-1, aligned=True)[0]
     if rng.random() < 0.5:
         crop = crop.flip(2)
