@@ -358,3 +358,23 @@ def test_a_clip_that_cannot_be_loaded_is_told_when_it_is_attached() -> None:
         attach(model, Monitor(["condition"], clip="ViT-B-23/openai"))
     with attach(model, Monitor(["condition"])) as handle:
         assert handle.monitor.encoder is not None
+
+
+def test_a_state_fitted_with_other_weights_of_the_clip_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    monitor = Monitor(["geometry", "condition"])
+    rng = torch.Generator().manual_seed(0)
+    columns = {name: torch.rand(30, generator=rng) for s in monitor.signals for name in s.columns}
+    boxes = torch.tensor([[0.0, 0, 40, 40]]).repeat(30, 1)
+    found = [Instances(boxes[:3], torch.rand(3, generator=rng), torch.zeros(3).long(), image_size=(80, 80),
+                       columns={k: v[3 * i : 3 * i + 3] for k, v in columns.items()}) for i in range(10)]  # fmt: skip
+    truth = GroundTruth(np.array([[0, 0, 40, 40]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool))
+    monitor.fit([(i, truth) for i in found])
+    monitor.save(tmp_path / "m")
+    assert Monitor.load(tmp_path / "m").encoder is monitor.encoder
+    file = tmp_path / "m" / "monitor.json"
+    meta = json.loads(file.read_text())
+    sha = meta["meta"]["encoder"]["sha256"]
+    file.write_text(file.read_text().replace(sha, "0" * len(sha)))
+    with pytest.raises(StateError, match="condition-clip"):
+        Monitor.load(tmp_path / "m")

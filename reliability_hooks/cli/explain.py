@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Settings
 from ..explain.base import METHODS, Explanations
 from ..explain.counterfactual import REMEDIES, Counterfactual, counterfactuals, helpful
-from ..explain.explainer import explain
+from ..explain.explainer import EVIDENCE, explain_frame, rows_of
 from ..explain.targets import TARGETS
 from ..export.coco import write_json
 from ..hook import attach
@@ -27,6 +27,7 @@ from ..report.panel import draw_panel
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 
 CHOICES = ("all", "least-reliable:N", "most-reliable:N", "0,3,7")
+OF_MASKS = ("mask", "boundary")
 LONGEST = 640
 """Of the maps, in pixels."""
 
@@ -77,11 +78,13 @@ def explain_images(
             except ImageError as e:
                 failed.append(str(e))
                 continue
-            found = handle.predict([image], **settings.detector.predict)[0]
-            some = which(found, chosen)
-            kept = [t for t in targets if found.masks is not None or t not in ("mask", "boundary")]
-            made = explain(handle, image, found, targets=kept, method=method, budget=budget, rows=some,
-                           longest=LONGEST, options=settings.detector.predict)  # fmt: skip
+            with handle.frames(*EVIDENCE) as frames:
+                found = handle.predict([image], **settings.detector.predict)[0]
+                some = which(found, chosen)
+                made = explain_frame(
+                    frames[0], rows_of(found[some], frames[0].instances), targets=possible(targets, found),
+                    method=method, budget=budget, longest=LONGEST, instances=found[some],
+                )  # fmt: skip
             reasons = monitor.shares(made.instances)
             tried = counterfactuals(handle, image, made.instances, REMEDIES if monitor.judge else {},
                                     settings.detector.predict)  # fmt: skip
@@ -113,6 +116,18 @@ def which(instances: Instances, chosen: str) -> Tensor:
         rows = torch.tensor([int(part) for part in chosen.split(",")])
         return rows[rows < n]
     raise ValueError(f"--instances {chosen!r} is none of {', '.join(CHOICES)}")
+
+
+def possible(targets: Sequence[str], found: Instances) -> list[str]:
+    """Those that these instances can have: without masks there is no explanation of one.
+
+    Raises:
+        ValueError: None is left.
+    """
+    kept = [t for t in targets if found.masks is not None or t not in OF_MASKS]
+    if not kept:
+        raise ValueError(f"this detector gives no masks to explain {', '.join(targets)} of; ask for class or box")
+    return kept
 
 
 def _draw(

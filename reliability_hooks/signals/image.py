@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from ..crops import content
 from ..frame import Frame, View
 from .base import Signal
 
@@ -85,7 +86,7 @@ class ImageStatistics(Signal):
         if view is None:
             raise ValueError("the frame has no view (the pixels): skip this signal")
         n, boxes = len(found), found.boxes.float()
-        x1, y1, x2, y2 = _content(view, found.image_size)
+        x1, y1, x2, y2 = content(view, found.image_size)
         if min(x2 - x1, y2 - y1) < CELL:
             return {name: boxes.new_full((n,), nan) for name in self.columns}
         pixels = view.pixels[:, y1:y2, x1:x2]
@@ -121,19 +122,6 @@ class ImageStatistics(Signal):
         # one pixel that is not finite makes this sum so, and times zero NaN
         table = table.masked_fill_(~seen, nan).add_(cells.sum() * 0)
         return dict(zip(self.columns, table, strict=True))
-
-
-def _content(view: View, image_size: tuple[int, int] | None) -> tuple[int, int, int, int]:
-    """(x1, y1, x2, y2) of the image within the view, without padding."""
-    sides = []
-    for axis, length in ((0, view.pixels.shape[2]), (1, view.pixels.shape[1])):
-        start, stop = 0, length
-        if image_size is not None:
-            start = min(max(round(view.offset[axis]), 0), length)
-            stop = min(round(view.offset[axis] + image_size[1 - axis] * view.scale[axis]), length)
-        sides.append((start, max(stop, start)))
-    (x1, x2), (y1, y2) = sides
-    return x1, y1, x2, y2
 
 
 def _every_second_cell(pixels: Tensor) -> Tensor:

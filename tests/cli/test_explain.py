@@ -48,7 +48,7 @@ def test_without_a_monitor_and_with_a_picture_that_cannot_be_read(
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--instances", "worst:3"], "least-reliable:N"), (["--method", "odem"], "odam"), (["--budget", "0"], "budget"),
-    (["--target", "clas"], "class"),
+    (["--target", "clas"], "class"), (["--target", "mask"], "no masks"),
 ])  # fmt: skip
 def test_a_typo_is_told(
     words: list[str], said: str, shared: Path, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

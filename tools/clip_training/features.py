@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from reliability_hooks.clip.trunk import ConditionTrunk
 
 from .photographs import Item, Photographs
-from .samples import CONDITIONS, SIZE, draw
+from .samples import draw
 
 SHARD = 512
 WHOLE = 0.25
@@ -95,5 +95,3 @@ class _Shards(IterableDataset[dict[str, Tensor]]):
         p = self.photographs
         return p.whole[rng.integers(len(p.whole))] if rng.random() < WHOLE else p.objects[rng.choice(len(odds), p=odds)]
 
-
-__all__ = ["CONDITIONS", "SIZE", "features", "label_names", "make", "read"]
