@@ -46,7 +46,7 @@ class Encoder:
         self.logit_scale = float(model.logit_scale.detach().exp())
         sha = digest(model, config)
         self.fingerprint = {"name": name, "sha256": sha, "embed_dim": self.dim, "image_size": self.image_size}
-        if hasattr(model.visual, "trunk"):  # convolutions take half the time so, on a CPU as on a GPU
+        if hasattr(model.visual, "trunk"):  # half the time on a CPU
             model.visual.to(memory_format=torch.channels_last)
         self._model, self._tokenizer, self._dtype = model, tokenizer, DTYPES[precision]
         self._texts = Texts(self._encode, self.dim, sha)

@@ -94,7 +94,7 @@ class Heads(nn.Module):
         tokens = torch.stack([_tokens(text) for text in said])
         length = int((tokens != 0).sum(1).max())  # attention is causal: what follows the end changes nothing
         self.text.attn_mask = self.mask[:length, :length]
-        # on a CPU the fused attention takes several times as long on the way back
+        # on a CPU the fused attention is slow on the way back
         with torch.autocast(self.mask.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             x, mask = self.text._embeds(self.place[tokens[:, :length]])
             x = self.text.ln_final(self.text.transformer(x, attn_mask=mask))
