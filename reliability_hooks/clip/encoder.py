@@ -16,6 +16,8 @@ from .texts import Texts
 
 CHUNK = 64
 """Pictures or texts in one forward pass: bounds the memory."""
+CHUNK_OF_MAPS = 8
+"""Pictures in one forward pass of a ConvNet on a CPU: more of them push its maps out of the cache."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -46,7 +48,12 @@ class Encoder:
         self.logit_scale = float(model.logit_scale.detach().exp())
         sha = digest(model, config)
         self.fingerprint = {"name": name, "sha256": sha, "embed_dim": self.dim, "image_size": self.image_size}
-        if hasattr(model.visual, "trunk"):  # half the time on a CPU
+        self._trunk = hasattr(model.visual, "trunk")
+        if self._trunk:
+            from .fused import fuse
+
+            if precision == "fp32":  # halves would be rounded once more
+                fuse(model.visual.trunk, self.image_size)
             model.visual.to(memory_format=torch.channels_last)
         self._model, self._tokenizer, self._dtype = model, tokenizer, DTYPES[precision]
         self._texts = Texts(self._encode, self.dim, sha)
@@ -135,8 +142,11 @@ class Encoder:
         mean, std = (crops.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
         parts = []
         with torch.autocast(crops.device.type, enabled=False):
-            for chunk in torch.split(crops, CHUNK) if len(crops) else ():
-                part = tower(((chunk.float() - mean) / std).to(self._dtype))
+            most = CHUNK_OF_MAPS if self._trunk and crops.device.type == "cpu" else CHUNK
+            order = torch.channels_last if self._trunk else torch.contiguous_format
+            for chunk in torch.split(crops, most) if len(crops) else ():
+                pixels = (chunk.float() - mean) / std
+                part = tower(pixels.to(self._dtype, memory_format=order))
                 if part is None:
                     break
                 parts.append(part.float())

@@ -23,7 +23,7 @@ from PIL import Image
 
 from reliability_hooks.clip.embed import Embed
 from reliability_hooks.clip.encoder import Encoder, load
-from reliability_hooks.clip.models import ASSETS, EMBEDDED
+from reliability_hooks.clip.models import ASSETS, EMBEDDED, create
 from reliability_hooks.frame import View
 from reliability_hooks.images import read_image
 from reliability_hooks.instances import Instances
@@ -51,12 +51,12 @@ def ours(encoder: Encoder, image: np.ndarray, found: Instances) -> torch.Tensor:
 
 
 class Loop:
-    """The alternative, with the same weights."""
+    """The alternative, with the same weights in open_clip's model as it comes."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, name: str) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        self.model, self.tokenizer = encoder._model, encoder._tokenizer
+        self.model, self.tokenizer, _ = create(name)
         self.transform = image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=False)
 
     def texts(self) -> torch.Tensor:
@@ -81,7 +81,7 @@ def contest(name: str, counts: list[int], rounds: int, most: int) -> tuple[list[
     The loop sees at most `most` crops of an image, its time being scaled to all of them.
     """
     encoder = load(name)
-    loop, table = Loop(encoder), []
+    loop, table = Loop(name), []
     clock(ours, encoder, *scene(1))
     first = encoder.encoded
     image, found = scene(300)
