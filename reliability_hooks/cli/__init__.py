@@ -12,6 +12,7 @@ COMMANDS = {
     "calibrate": "fit a monitor for a detector on labelled images",
     "evaluate": "judge a monitor on labelled images that it was not fitted on",
     "explain": "show what the box, the mask and the reliability of each object rest on",
+    "weak-spots": "what goes wrong over a labelled data set, and why, ranked, with pictures",
     "evaluate-ood": "compare out-of-distribution scores on images of unknown objects",
 }
 
