@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ from torch import Tensor
 
 from ..config import Settings
 from ..explain.base import METHODS, Explanations
+from ..explain.cause import Cause, causes
 from ..explain.counterfactual import REMEDIES, Counterfactual, counterfactuals, helpful
+from ..explain.doubt import Doubt, doubt
 from ..explain.explainer import EVIDENCE, explain_frame, rows_of
-from ..explain.targets import TARGETS
+from ..explain.hooked import bound
+from ..explain.region import established
+from ..explain.targets import HOOKED, TARGETS
 from ..export.coco import write_json
 from ..hook import attach
 from ..images import ImageError, find_images, read_image
 from ..instances import Instances
 from ..monitor import Monitor
 from ..reasons import Reason
-from ..report.panel import draw_panel
+from ..report.panel import Signed, draw_panel
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 
 CHOICES = ("all", "least-reliable:N", "most-reliable:N", "0,3,7")
@@ -40,8 +45,13 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks explain") -> int:
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--method", default="auto", help=f"auto, {', '.join(METHODS)} (default: %(default)s)")
     p.add_argument("--target", default="class,box,mask",
-                   help=f"of {', '.join(TARGETS)}, comma-separated (default: %(default)s; mask where there are masks)")
-    p.add_argument("--budget", type=int, default=256, help="pictures shown to the detector (default: %(default)s)")
+                   help=f"of {', '.join([*TARGETS, *HOOKED])}, comma-separated (default: %(default)s; mask where there "
+                        "are masks, the last two with a monitor)")
+    p.add_argument("--budget", type=int,
+                   help="pictures shown to the detector (default: 256, 64 for reliability and ood)")
+    p.add_argument("--doubt", type=int, default=0, metavar="N",
+                   help="pictures for the map of where the doubt lies, such as 64; needs a monitor, and takes N "
+                        "detections with their signals (default: none)")
     p.add_argument("--instances", default="least-reliable:5", metavar="WHICH",
                    help=f"{', '.join(CHOICES)} of each image (default: %(default)s)")
     p.add_argument("--out", default="runs/explain", help="directory of the results (default: %(default)s)")
@@ -50,13 +60,14 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks explain") -> int:
     def run() -> int:
         which(Instances.empty(), args.instances)  # a typo is said before anything runs
         return explain_images(settings_of(args, args.opts), args.source, Path(args.out), args.method,
-                              args.target.split(","), args.budget, args.instances)  # fmt: skip
+                              args.target.split(","), args.budget, args.instances, args.doubt)  # fmt: skip
 
     return guarded(run, args.debug)
 
 
 def explain_images(
-    settings: Settings, source: str, out: Path, method: str, targets: Sequence[str], budget: int, chosen: str
+    settings: Settings, source: str, out: Path, method: str, targets: Sequence[str], budget: int | None, chosen: str,
+    doubts: int = 0,
 ) -> int:
     """Write `out/STEM_K.png` and `out/STEM.npz` for each image, and `out/explanations.json`.
 
@@ -64,7 +75,11 @@ def explain_images(
         0, or 1 where some images could not be read; the others are explained all the same.
     """
     console, m, files = terminal(), settings.monitor, find_images(source)
+    if doubts and not m.path:
+        raise ValueError("--doubt needs a fitted monitor: add --monitor DIRECTORY")
     monitor = Monitor.load(m.path) if m.path else new_monitor(settings)
+    phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
+    seconds = 0.0
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -81,18 +96,29 @@ def explain_images(
             with handle.frames(*EVIDENCE) as frames:
                 found = handle.predict([image], **settings.detector.predict)[0]
                 some = which(found, chosen)
+                asked = bound(possible(targets, found), handle, found, settings.detector.predict)
                 made = explain_frame(
-                    frames[0], rows_of(found[some], frames[0].instances), targets=possible(targets, found),
-                    method=method, budget=budget, longest=LONGEST, instances=found[some],
+                    frames[0], rows_of(found[some], frames[0].instances), targets=asked, method=method, budget=budget,
+                    longest=LONGEST, instances=found[some],
                 )  # fmt: skip
-            reasons = monitor.shares(made.instances)
-            tried = counterfactuals(handle, image, made.instances, REMEDIES if monitor.judge else {},
-                                    settings.detector.predict)  # fmt: skip
-            _save_arrays(out / f"{stem}.npz", made, some)
+            remedies = REMEDIES if monitor.judge else {}
+            start = time.perf_counter()
+            tried = counterfactuals(handle, image, made.instances, remedies, settings.detector.predict)
+            confirmed = {c.remedy for row in tried for c in row if c.mirrored is not None}
+            shown = len(remedies) + len(confirmed) + bool(confirmed)
+            seconds = (time.perf_counter() - start) / max(shown, 1)
+            places = doubt(handle, image, made.instances, tried=tried, budget=doubts,
+                           options=settings.detector.predict) if doubts else None  # fmt: skip
+            reasons, named = monitor.shares(made.instances), causes(monitor.judge, phrases, found)
+            _save_arrays(out / f"{stem}.npz", made, some, places)
             for k, index in enumerate(some.tolist()):
-                rows.append(_draw(out / f"{stem}_{index}.png", image, made, k, names, reasons[k], tried[k], path.name))
+                rows.append(_draw(out / f"{stem}_{index}.png", image, made, k, names, reasons[k], tried[k], path.name,
+                                  named[index], places))  # fmt: skip
     write_json(out / "explanations.json", rows)
     console.print(f"written: {out}/ ({len(rows)} panels, arrays as .npz, explanations.json)", highlight=False)
+    if rows and monitor.judge and not doubts:
+        console.print("--doubt 64 would show where the doubt lies, in about "
+                      f"{64 * seconds:.0f} s for each image", highlight=False)
     for line in failed:
         console.print(f"failed: {line}", style="red", markup=False)
     return 1 if failed else 0
@@ -132,7 +158,7 @@ def possible(targets: Sequence[str], found: Instances) -> list[str]:
 
 def _draw(
     path: Path, image: np.ndarray, made: Explanations, k: int, names: Any, reasons: Sequence[Reason],
-    tried: Sequence[Counterfactual], file_name: str,
+    tried: Sequence[Counterfactual], file_name: str, named: Sequence[Cause], places: Doubt | None,
 ) -> dict[str, Any]:
     found = made.instances[[k]].cpu()
     name = names.get(int(found.labels[0]), str(int(found.labels[0])))
@@ -141,20 +167,44 @@ def _draw(
     mask = None if found.masks is None else found.masks_at((image.shape[0], image.shape[1]))[0].numpy()
     maps = {name: values[k].cpu().numpy() for name, values in made.maps.items()}
     shares = [(r.phrase, r.change) for r in reasons if abs(r.change) >= 0.01]
+    wrong = "".join(f"; {c.phrase}" for c in named[:1])
     better = "".join(f"; {c.remedy}: {c.after:.2f}" for c in helpful(tried)[:1])
-    draw_panel(path, image, found.boxes[0].tolist(), mask, maps, f"{name} {score:.2f}, {said}{better}  [{made.method}]",
-               shares)  # fmt: skip
+    title = f"{name} {score:.2f}, {said}{wrong}{better}  [{made.method}]"
+    draw_panel(path, image, found.boxes[0].tolist(), mask, maps,
+               title if places is None else f"{title}\n{places.words[k]}", shares, _signed(places, k))  # fmt: skip
     return {
         "file_name": file_name, "panel": path.name, "category_name": name, "bbox_xyxy": found.boxes[0].tolist(),
         "score": score, "reliability": value, "method": made.method, "passes": made.passes, "seconds": made.seconds,
         "notes": list(made.notes), "shares": {r.column: [r.phrase, r.change] for r in reasons},
+        "conditions": {c.name: [c.phrase, c.excess] for c in named},
         "counterfactuals": [{"remedy": c.remedy, "found": c.found, "reliability": c.after} for c in tried],
+        **({} if places is None else {"doubt": places.words[k], "claims": [
+            {"kind": c.kind, "how": c.how, "where": c.where, "before": c.before, "after": c.after, "holds": c.holds}
+            for c in places.claims[k]]}),
     }  # fmt: skip
 
 
-def _save_arrays(path: Path, made: Explanations, rows: Tensor) -> None:
-    """`map/TARGET` and `error/TARGET` (n, h, w) float16, `rows` (n,), `boxes` (n, 4), and what they cost as JSON."""
+def _signed(places: Doubt | None, k: int) -> dict[str, Signed]:
+    if places is None:
+        return {}
+    said = {"restored": f"doubt: {places.remedies[k]} there", "removed": "doubt: hidden there"}
+    return {
+        said[kind]: Signed(values[k].numpy(), established(values[k], places.errors[kind][k]).numpy(),
+                           places.windows[k].tolist())
+        for kind, values in places.maps.items()
+    }  # fmt: skip
+
+
+def _save_arrays(path: Path, made: Explanations, rows: Tensor, places: Doubt | None) -> None:
+    """`map/TARGET` and `error/TARGET` (n, h, w) float16, `rows` (n,), `boxes` (n, 4), and what they cost as JSON.
+
+    With doubt: `doubt/KIND` and `doubt_error/KIND` (n, L, L) on `doubt/windows` (n, 4) xyxy.
+    """
     arrays: dict[str, Any] = {f"map/{t}": v.half().cpu().numpy() for t, v in made.maps.items()}
     arrays |= {f"error/{t}": v.half().cpu().numpy() for t, v in made.errors.items()}
+    if places is not None:
+        arrays |= {f"doubt/{kind}": v.numpy() for kind, v in places.maps.items()}
+        arrays |= {f"doubt_error/{kind}": v.numpy() for kind, v in places.errors.items()}
+        arrays["doubt/windows"] = places.windows.numpy()
     told = json.dumps({"method": made.method, "passes": made.passes, "seconds": made.seconds, "notes": made.notes})
     np.savez_compressed(path, rows=rows.numpy(), boxes=made.instances.boxes.cpu().numpy(), info=told, **arrays)

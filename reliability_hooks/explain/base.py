@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "hirescam": "gradient:SegHiResCAM",
     "xrescam": "gradient:SegXResCAM",
     "gradcam": "gradient:SegGradCAM",
+    "bayes": "bayes:BayesRISE",
     "drise": "perturbation:DRISE",
     "drise_boxes": "perturbation:BoxDRISE",
     "mask": "baselines:OwnMask",
@@ -29,8 +30,8 @@ METHODS: dict[str, str] = {
 }
 """Name of each method and where it lives under `reliability_hooks.explain`: the one line to add for a new one."""
 
-AUTO = ("gradient", "drise")
-"""What `auto` chooses from: the first whose requirements the detector meets."""
+AUTO = "bayes"
+"""What `auto` is: the most faithful of those that show the detector at most 256 pictures (`tools/bench/explain.py`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ class Probe:
     """Asks the detector about changed pixels: (B, 3, h, w) as the view's -> (B, n, T) in [0, 1].
 
     By `Frame.look`, the same raw rows, where the host has it; else, or with `rerun`, by the raw boxes of a new pass,
-    any of which may take an instance over.
+    any of which may take an instance over. Targets that read neither (`Target.raw`) cost no look.
 
     Attributes:
         reference: The instances in the untouched pixels.
@@ -117,10 +118,12 @@ class Probe:
     """
 
     def __init__(self, frame: Frame, rows: Tensor, targets: Sequence[Target], rerun: bool = False) -> None:
-        if frame.view is None or (frame.rerun if rerun or frame.look is None else frame.look) is None:
+        raw = any(target.raw for target in targets)
+        self.look = frame.look if raw and not rerun else None
+        self.rerun = frame.rerun if raw and self.look is None else None
+        if frame.view is None or (raw and self.look is None and self.rerun is None):
             raise ValueError("this detector can neither look at other pixels nor be run again on them")
-        self.frame, self.rows, self.targets = frame, rows, targets
-        self.look = None if rerun else frame.look
+        self.rows, self.targets = rows, targets
         self.parts = sorted({part for target in targets for part in target.parts})
         self.passes = 0
         glance = None if self.look is None else self.look(frame.view.pixels[None], self.parts, rows)
@@ -134,8 +137,8 @@ class Probe:
             glance = None
             if self.look is not None:
                 glance = self.look(pixels, self.parts, self.rows)
-            elif self.frame.rerun is not None:
-                found = self.frame.rerun(pixels)
+            elif self.rerun is not None:
+                found = self.rerun(pixels)
             answers = [t.measure(pixels, glance, found, self.reference) for t in self.targets]
             return torch.stack([answer.float() for answer in answers], 2)
 

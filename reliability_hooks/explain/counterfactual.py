@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..instances import Instances
-from ..signals.geometry import ious
 from .explainer import Watched
+from .hooked import answer, partners
 
+LEAST = 0.05
+"""Gain of reliability from which a remedy is said to help."""
 Remedy = Callable[[np.ndarray], np.ndarray]
-SAME = 0.5
-"""IoU from which a detection of the same class in the mended image is the same one."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class Counterfactual:
         before: Reliability in the image as it is.
         after: Reliability of the same object in the mended image; NaN where it is not found there, or unknown.
         found: Whether it is found there.
+        mirrored: Gain of the same remedy in the mirror image, NaN where the object is lost in it; None where it was
+            not looked at, since there was nothing to confirm.
     """
 
     remedy: str
     before: float
     after: float
     found: bool
+    mirrored: float | None = None
 
     @property
     def gain(self) -> float:
@@ -85,10 +89,12 @@ def counterfactuals(
     instances: Instances,
     remedies: Mapping[str, Remedy] = REMEDIES,
     options: Mapping[str, Any] | None = None,
+    confirm: bool = True,
 ) -> list[list[Counterfactual]]:
     """For each instance every remedy and what really came of it, the most helpful first.
 
-    One pass of the hooked detector for each remedy, whatever the number of instances.
+    One pass of the hooked detector for each remedy, whatever the number of instances. A gain may be chance: remedies
+    that seem to help are tried on the mirror image too, for as many passes and one more.
 
     Args:
         handle: Of `attach(model, monitor)` with a fitted monitor.
@@ -96,39 +102,48 @@ def counterfactuals(
         instances: Its N detections, with reliability.
         remedies: Words -> what is done to the image; it keeps its size.
         options: Of `handle.predict`.
+        confirm: Without it no mirror image is looked at.
 
     Raises:
         ValueError: A remedy changes the size of the image.
     """
-    before = instances.reliability.cpu().tolist()
-    out: list[list[Counterfactual]] = [[] for _ in before]
-    if not before:
+    n, before = len(instances), instances.reliability.cpu().float()
+    out: list[list[Counterfactual]] = [[] for _ in range(n)]
+    if n == 0:
         return out
+
+    def judged(of: Instances, picture: np.ndarray) -> tuple[Tensor, Tensor]:
+        found = handle.predict([picture], **dict(options or {}))[0]
+        return answer(of, found), partners(of, found) >= 0
+
+    mirror = mirrored(instances, image.shape[1])
+    unmended: Tensor | None = None
     for words, remedy in remedies.items():
         mended = remedy(image)
         if mended.shape != image.shape:
             raise ValueError(f"the remedy {words!r} makes {mended.shape} of {image.shape}: it must keep the size")
-        after, found = _same(instances, handle.predict([mended], **dict(options or {}))[0])
-        for k, (value, was) in enumerate(zip(after, found, strict=True)):
-            out[k].append(Counterfactual(words, before[k], value, was))
+        after, there = judged(instances, mended)
+        seems = after - before >= LEAST
+        gains = torch.zeros(n)
+        if confirm and bool(seems.any()):
+            if unmended is None:
+                unmended = judged(mirror, np.ascontiguousarray(image[:, ::-1]))[0]
+            gains = judged(mirror, np.ascontiguousarray(mended[:, ::-1]))[0] - unmended
+        for k in range(n):
+            told = float(gains[k]) if confirm and bool(seems[k]) else None
+            out[k].append(Counterfactual(words, float(before[k]), float(after[k]), bool(there[k]), told))
     return [sorted(row, key=lambda c: -c.gain if c.gain == c.gain else 2.0) for row in out]
 
 
-def helpful(tried: Sequence[Counterfactual], least: float = 0.05) -> list[Counterfactual]:
-    """Those that raise the reliability by at least so much."""
-    return [c for c in tried if c.gain >= least]
+def helpful(tried: Sequence[Counterfactual], least: float = LEAST) -> list[Counterfactual]:
+    """Those that raise the reliability by at least so much, in the mirror image too where that was looked at."""
+    return [c for c in tried if c.gain >= least and (c.mirrored is None or c.mirrored >= least)]
 
 
-def _same(instances: Instances, mended: Instances) -> tuple[list[float], list[bool]]:
-    """Reliability of each instance in the mended image, and whether it is there."""
-    n = len(instances)
-    if len(mended) == 0:
-        return [float("nan")] * n, [False] * n
-    overlap = ious(instances.boxes.cpu().float(), mended.boxes.cpu().float())
-    overlap = overlap.masked_fill(instances.labels.cpu()[:, None] != mended.labels.cpu(), 0.0)
-    best, at = overlap.nan_to_num().max(1)
-    value = torch.where(best >= SAME, mended.reliability.cpu()[at], torch.nan)
-    return value.tolist(), (best >= SAME).tolist()
+def mirrored(instances: Instances, width: int) -> Instances:
+    """Where they lie in the mirror image of an image so wide."""
+    x1, y1, x2, y2 = instances.boxes.unbind(1)
+    return instances.replace(boxes=torch.stack([width - x2, y1, width - x1, y2], 1), masks=None)
 
 
 def _uint8(values: np.ndarray) -> np.ndarray:

@@ -14,12 +14,15 @@ from torch import Tensor
 from ..frame import Frame
 from ..instances import Instances
 from .base import AUTO, Explanations, Heat, Method, create
+from .hooked import BUDGET, GRID, bound
 from .places import resample
 from .targets import Target, target_of
 
 PIXELS = 1 << 24
 """Of the full-size maps that are made at once, beside those that are returned."""
 SAME_BOX = 0.05
+PICTURES = 256
+"""Shown to the detector without being asked for another number."""
 EVIDENCE = ("look", "maps")
 
 
@@ -40,7 +43,7 @@ def explain(
     *,
     targets: Sequence[str | Target] = ("joint",),
     method: str | Method = "auto",
-    budget: int = 256,
+    budget: int | None = None,
     rows: Sequence[int] | Tensor | None = None,
     longest: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -52,9 +55,11 @@ def explain(
         handle: Of `attach(model)`.
         image: (H, W, 3) uint8 RGB.
         instances: Detections of this very image, such as those that `handle.predict` gave; all of them without it.
-        targets: Names in `targets.TARGETS`, or targets of one's own.
-        method: Name in `base.METHODS`, a method, or `auto`: gradients where the detector gives them, else masking.
-        budget: Pictures that a perturbation method may show to the detector.
+        targets: Names in `targets.TARGETS` or `targets.HOOKED`, or targets of one's own.
+        method: Name in `base.METHODS`, a method, or `auto`: gradients where the detector and the targets give them,
+            else masking.
+        budget: Pictures that a perturbation method may show to the detector; 256 without it, or 64 for targets of
+            `HOOKED`, each of which is a detection with all its signals.
         rows: Which of the instances are explained.
         longest: Longer side of the maps in pixels; that of the image without it. N float32 maps of a large photograph
             take much memory.
@@ -82,8 +87,9 @@ def explain(
         given = given[chosen.to(given.device)]
         at = rows_of(given, frames[0].instances)
         return explain_frame(
-            frames[0], at, targets=targets, method=method, budget=budget, longest=longest, instances=given, **settings
-        )
+            frames[0], at, targets=bound(targets, handle, found, options), method=method, budget=budget,
+            longest=longest, instances=given, **settings,
+        )  # fmt: skip
 
 
 def explain_frame(
@@ -92,7 +98,7 @@ def explain_frame(
     *,
     targets: Sequence[str | Target] = ("joint",),
     method: str | Method = "auto",
-    budget: int = 256,
+    budget: int | None = None,
     longest: int | None = None,
     instances: Instances | None = None,
     **settings: Any,
@@ -102,23 +108,25 @@ def explain_frame(
     Args:
         frame: With a view.
         rows: (N,) int64 of its instances; all of them without it.
-        targets: See `explain`.
+        targets: See `explain`; those of `HOOKED` made by `hooked.bound`.
         method: See `explain`.
         budget: See `explain`.
         longest: See `explain`.
         instances: (N,) what stands in the answer for these rows, with columns for example.
         **settings: Of the method, where it is given by name.
     """
+    asked = [target_of(t) for t in targets]
+    raw = all(t.raw for t in asked)
+    budget = (PICTURES if raw else BUDGET) if budget is None else budget
     if budget < 1:
         raise ValueError(f"budget must be at least 1 picture, not {budget}")
-    asked = [target_of(t) for t in targets]
     if not asked or len({t.name for t in asked}) != len(asked):
         raise ValueError(f"targets must be given, each once, not {[t.name for t in asked]}")
     view, image_size = frame.view, frame.instances.image_size
     if view is None or image_size is None:
         raise ValueError("this detector gives no pixels (RGB only), so that nothing can be explained")
     rows = torch.arange(len(frame.instances), device=frame.instances.device) if rows is None else rows
-    used, notes = chosen_method(method, frame, settings)
+    used = chosen_method(method, frame, settings, raw)
     size = image_size if longest is None else _within(image_size, longest)
     start = time.perf_counter()
     heats = used.heats(frame, rows, asked, budget)
@@ -128,8 +136,9 @@ def explain_frame(
         maps[name], error = _full(parts, len(rows), frame, size)
         if error is not None:
             errors[name] = error
+    notes: tuple[str, ...] = ()
     if untraced := sum(int(m.flatten(1).isnan().any(1).sum()) for m in list(maps.values())[:1]):
-        notes += (f"{untraced} of {len(rows)} could not be traced to the detector's raw output: NaN",)
+        notes = (f"{untraced} of {len(rows)} could not be traced to the detector's raw output: NaN",)
     return Explanations(
         instances=frame.instances[rows] if instances is None else instances,
         maps=maps, errors=errors, method=used.name, passes=heats.passes, backwards=heats.backwards,
@@ -137,22 +146,27 @@ def explain_frame(
     )  # fmt: skip
 
 
-def chosen_method(method: str | Method, frame: Frame, settings: Mapping[str, Any]) -> tuple[Method, tuple[str, ...]]:
-    """The method, and notes about the choice.
+def chosen_method(
+    method: str | Method, frame: Frame, settings: Mapping[str, Any], raw: bool = True
+) -> Method:
+    """The method.
+
+    Args:
+        method: See `explain`.
+        frame: What it is to be used on.
+        settings: Of the method; where `auto` chooses for targets that are not raw, `GRID` is one of them.
+        raw: Whether all targets read the raw output (`Target.raw`), without which there is no gradient.
 
     Raises:
         ValueError: The frame has not what it needs; the message says what.
     """
-    names = AUTO if method == "auto" else (method,)
-    lacking: list[str] = []
-    for name in names:
-        made = name if isinstance(name, Method) else create(name, **settings)
-        missing = made.missing(frame)
-        if not missing:
-            told = f"{made.name} was chosen" + "".join(f": {one}" for one in lacking)
-            return made, (told,) if method == "auto" else ()
-        lacking.append(f"{made.name} needs {', '.join(missing)}, which this detector does not give")
-    raise ValueError("; ".join(lacking) + "; choose another method, or 'auto'")
+    if method == "auto":
+        method, settings = AUTO, settings if raw else {"grid": GRID, **settings}
+    made = method if isinstance(method, Method) else create(method, **settings)
+    if missing := made.missing(frame):
+        raise ValueError(f"{made.name} needs {', '.join(missing)}, which this detector does not give; choose another "
+                         "method, or 'auto'")
+    return made
 
 
 def rows_of(given: Instances, frame: Instances) -> Tensor:

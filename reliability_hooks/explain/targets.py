@@ -67,10 +67,12 @@ class Target:
     Attributes:
         name: Key in `TARGETS`.
         parts: What of a `Glance` it reads.
+        raw: Whether it reads the detector's raw output at all, and so has a gradient.
     """
 
     name: ClassVar[str]
     parts: ClassVar[tuple[str, ...]] = ()
+    raw: ClassVar[bool] = True
 
     def measure(
         self, pixels: Tensor, glance: Glance | None, found: Sequence[Candidates] | None, reference: Reference
@@ -94,6 +96,8 @@ class Target:
 
     def scalar(self, glance: Glance, reference: Reference) -> Tensor:
         """(B, N) that gradients are taken of: log `seen`, unless overridden."""
+        if not self.raw:
+            raise ValueError(f"target {self.name!r} has no gradient; choose a perturbation method (drise), or 'auto'")
         return self.seen(glance, reference).clamp(min=SMALL).log()
 
     def matched(self, scores: Tensor, overlaps: Tensor) -> Tensor:
@@ -221,16 +225,22 @@ TARGETS: Mapping[str, Target] = {
 }
 """The one line to add for a new target."""
 
+HOOKED = ("reliability", "ood")
+"""Names of those of `hooked`, which `explain` makes: they ask the monitor, so that they need the handle."""
+
 
 def target_of(given: str | Target) -> Target:
     """A target by name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: There is none, the message names the nearest; or it needs the handle (`hooked.bound`).
     """
     if isinstance(given, Target):
         return given
+    if given in HOOKED:
+        raise ValueError(f"target {given!r} is the monitor's answer and needs the handle: explain(handle, image, ...)")
     if given not in TARGETS:
-        near = get_close_matches(given, TARGETS, 1, 0)[0]
-        raise ValueError(f"unknown target {given!r}, did you mean {near!r}? There are: {', '.join(TARGETS)}")
+        near = get_close_matches(given, [*TARGETS, *HOOKED], 1, 0)[0]
+        raise ValueError(f"unknown target {given!r}, did you mean {near!r}? There are: "
+                         f"{', '.join([*TARGETS, *HOOKED])}")
     return TARGETS[given]

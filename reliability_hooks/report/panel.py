@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,25 @@ from .plots import BLUE, GREY, SMALL, VERMILION
 CONTEXT = 2.0
 """Side of what is shown, in boxes."""
 BARS = 7
+LETTERS = 13
+"""Of the title in an inch."""
+FAINTEST = 0.01
+"""Change of the reliability that a signed map shows in full colour at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Signed:
+    """A signed map on a part of the image.
+
+    Attributes:
+        values: (h, w), what a place does to the reliability.
+        sure: (h, w) bool, whether that is established; the rest is drawn faintly.
+        window: xyxy in pixels of the image.
+    """
+
+    values: np.ndarray
+    sure: np.ndarray
+    window: Sequence[float]
 
 
 def draw_panel(
@@ -23,6 +44,7 @@ def draw_panel(
     maps: Mapping[str, np.ndarray],
     title: str,
     shares: Sequence[tuple[str, float]] = (),
+    signed: Mapping[str, Signed] | None = None,
 ) -> None:
     """Write one PNG.
 
@@ -32,19 +54,26 @@ def draw_panel(
         box: xyxy in its pixels.
         mask: (H, W) bool, or None.
         maps: Target -> (h, w) in [0, 1] over the whole image, at any resolution.
-        title: A line above.
+        title: A line above, or several.
         shares: Words and what they add to the reliability, the greatest first.
+        signed: Heading -> a map of what places do to the reliability: blue raises it, orange lowers it.
     """
     from matplotlib.figure import Figure
 
-    count = 1 + len(maps) + bool(shares)
-    figure = Figure(figsize=(2.6 * count + (1.2 if shares else 0), 3.0), layout="constrained", dpi=110)
-    axes = figure.subplots(1, count, squeeze=False, width_ratios=[1] * (1 + len(maps)) + [1.6] * bool(shares))[0]
+    signed = signed or {}
+    count = 1 + len(maps) + len(signed)
+    width = 2.6 * count + (3.8 if shares else 0)
+    title = "\n".join(fill(line, int(width * LETTERS)) for line in title.split("\n"))
+    height = 3.0 + 0.16 * title.count("\n") + (0.4 if signed else 0)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    axes = figure.subplots(1, count + bool(shares), squeeze=False, width_ratios=[1] * count + [1.6] * bool(shares))[0]
     figure.suptitle(_plain(title), fontsize=SMALL + 2, x=0.01, ha="left")
     x1, y1, x2, y2 = _window(box, image.shape[1], image.shape[0])
-    for ax, name in zip(axes, ["object", *maps], strict=False):
+    for ax, name in zip(axes, ["object", *maps, *signed], strict=False):
         ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
-        if name != "object":
+        if name in signed:
+            _signed(figure, ax, signed[name])
+        elif name != "object":
             values = np.nan_to_num(maps[name])
             ax.imshow(values, extent=(0, image.shape[1], image.shape[0], 0), cmap="inferno", vmin=0, vmax=1,
                       alpha=0.15 + 0.7 * np.clip(values, 0, 1), interpolation="bilinear")  # fmt: skip
@@ -56,6 +85,24 @@ def draw_panel(
     if shares:
         _bars(axes[-1], shares[:BARS])
     figure.savefig(path)
+
+
+def _signed(figure: Any, ax: Any, map_: Signed) -> None:
+    """Over a paled picture, on a scale of its own that is written below."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    colours = LinearSegmentedColormap.from_list("doubt", [VERMILION, "white", BLUE])
+    most = max(FAINTEST, float(np.abs(map_.values[map_.sure]).max(initial=0.0)))
+    x1, y1, x2, y2 = map_.window
+    strength = np.clip(np.abs(map_.values) / most, 0, 1)
+    ax.imshow(np.clip(map_.values, -most, most), extent=(x1, x2, y2, y1), cmap=colours, vmin=-most, vmax=most,
+              alpha=np.where(map_.sure, 0.35 + 0.5 * strength, 0.1), interpolation="nearest")  # fmt: skip
+    ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=GREY, lw=0.7, ls=":")
+    bar = figure.colorbar(ScalarMappable(Normalize(-most, most), colours), ax=ax, orientation="horizontal",
+                          shrink=0.8, aspect=25, ticks=[-most, 0, most])  # fmt: skip
+    bar.ax.set_xticklabels([f"{-most:.2f}", "0", f"+{most:.2f}"], fontsize=SMALL - 1)
+    bar.outline.set_visible(False)
 
 
 def _bars(ax: Any, shares: Sequence[tuple[str, float]]) -> None:

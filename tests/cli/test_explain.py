@@ -19,7 +19,8 @@ def test_panels_arrays_and_reasons(shared: Path, detector: str, monitor: Path, t
     photograph = sorted((shared / "data/coco/val2017").glob("*.jpg"))[24]
     out = tmp_path / "out"
     status = main(["explain", str(photograph), "--detector", detector, "--monitor", str(monitor), "--out", str(out),
-                   "--conf", "0.25", "--instances", "least-reliable:2", "--target", "class,mask", *SMALL])
+                   "--conf", "0.25", "--instances", "least-reliable:2", "--target", "class,mask",
+                   "--budget", "16", *SMALL])
     assert status == 0
     rows = json.loads((out / "explanations.json").read_text())
     assert len(rows) == 2
@@ -31,6 +32,25 @@ def test_panels_arrays_and_reasons(shared: Path, detector: str, monitor: Path, t
         assert Image.open(out / row["panel"]).width > 500
         assert "score" in row["shares"]
         assert {c["remedy"] for c in row["counterfactuals"]} >= {"denoised", "sharpened"}
+
+
+def test_doubt_on_a_grey_photograph(shared: Path, detector: str, monitor: Path, tmp_path: Path) -> None:
+    grey = tmp_path / "grey.png"
+    Image.open(sorted((shared / "data/coco/val2017").glob("*.jpg"))[24]).convert("L").save(grey)
+    out = tmp_path / "out"
+    assert main(["explain", str(grey), "--detector", detector, "--monitor", str(monitor), "--out", str(out), "--conf",
+                 "0.1", "--instances", "least-reliable:1", "--target", "reliability", "--budget", "4", "--doubt", "4",
+                 *SMALL]) == 0  # fmt: skip
+    row = json.loads((out / "explanations.json").read_text())[0]
+    assert row["method"] == "bayes"
+    assert row["passes"] == 4
+    assert row["doubt"]
+    arrays = np.load(out / "grey.npz")
+    assert arrays["map/reliability"].shape[0] == 1
+    for kind in ("restored", "removed"):
+        assert arrays[f"doubt/{kind}"].shape == arrays[f"doubt_error/{kind}"].shape == (1, 16, 16)
+        assert np.isfinite(arrays[f"doubt/{kind}"]).all()
+    assert arrays["doubt/windows"].shape == (1, 4)
 
 
 def test_without_a_monitor_and_with_a_picture_that_cannot_be_read(
@@ -48,7 +68,8 @@ def test_without_a_monitor_and_with_a_picture_that_cannot_be_read(
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--instances", "worst:3"], "least-reliable:N"), (["--method", "odem"], "odam"), (["--budget", "0"], "budget"),
-    (["--target", "clas"], "class"), (["--target", "mask"], "no masks"),
+    (["--target", "clas"], "class"), (["--target", "mask"], "no masks"), (["--doubt", "64"], "add --monitor"),
+    (["--target", "reliability"], "fitted"),
 ])  # fmt: skip
 def test_a_typo_is_told(
     words: list[str], said: str, shared: Path, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,7 +17,7 @@ from reliability_hooks.explain.places import centres
 from reliability_hooks.explain.targets import TARGETS
 from reliability_hooks.frame import Candidates, Frame
 
-from .toy import CUES, SIZE, toy
+from .toy import BOXES, CUES, SIZE, toy
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -51,7 +51,7 @@ def test_drise_is_the_loop_of_the_formula(method: type[DRISE]) -> None:
     frame, count = toy(), 40
     made = method(grid=(4, 5), p=0.6, seed=7, batch=16, estimate="sum")
     heat = made.heats(frame, torch.arange(3), [TARGETS["joint"]], count).maps["joint"][0]
-    drawn = list(made.masked(frame.view, SIZE, count, 16))  # type: ignore[arg-type]
+    drawn = list(made.masked(frame.view, SIZE, BOXES, count, 16))  # type: ignore[arg-type]
     y, x = (centres(4 * n, side) for n, side in zip((4, 5), SIZE, strict=True))
     lattice = torch.cat([masks.at(y, x) for masks, _ in drawn])
     fine = [torch.arange(2 * side) / 2 + 0.25 for side in SIZE]
@@ -143,7 +143,7 @@ def test_seeds_batches_and_stopping() -> None:
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=0.05)
     torch.testing.assert_close(first, wide, rtol=1e-3, atol=1e-4)
-    with_more = [DRISE().masked(frame.view, SIZE, count, 16) for count in (10, 80)]  # type: ignore[arg-type]
+    with_more = [DRISE().masked(frame.view, SIZE, BOXES, count, 16) for count in (10, 80)]  # type: ignore[arg-type]
     assert torch.equal(next(with_more[0])[0].shifts, next(with_more[1])[0].shifts[:10])
     loose = explain_frame(frame, method="drise", budget=5000, tolerance=0.2)
     assert 64 < loose.passes < 1000
