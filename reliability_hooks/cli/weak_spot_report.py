@@ -21,7 +21,7 @@ from ..evaluation.weak_spots import SURE, Judged, Spot, counted
 from ..export.coco import write_json
 from ..images import read_image
 from ..report.weak_spots import Tile, draw_sheet
-from .weak_spot_rows import Kept
+from .weak_spot_cache import Kept
 
 COLUMNS = ("kind", "words", "n", "images", "effect", "effect_low", "effect_high", "risk", "risk_low", "risk_high", "p")
 

@@ -35,8 +35,9 @@ from ..images import read_image
 from ..monitor import Monitor
 from .collect import labelled_images
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
+from .weak_spot_cache import Evidence, Kept, joined, monitor_digest
 from .weak_spot_report import draw_sheets, show, write
-from .weak_spot_rows import FLOOR, LONGEST, TARGETS, Evidence, Kept, checked, joined, monitor_digest
+from .weak_spot_rows import FLOOR, LONGEST, TARGETS, checked
 
 FILLS = ("inpaint", "grey")
 CHECKED = 24

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from reliability_hooks.cli import main
-from reliability_hooks.cli.weak_spot_rows import Evidence, arrays_of
+from reliability_hooks.cli.weak_spot_cache import Evidence
+from reliability_hooks.cli.weak_spot_rows import arrays_of
 from reliability_hooks.cli.weak_spots import analyse
 from reliability_hooks.evaluation.datasets import GroundTruth
 from reliability_hooks.evaluation.weak_spots import Spot

@@ -23,6 +23,7 @@ from common import SHARED, arguments, finish, machine, show
 from explain_cues import cue_share
 from explain_scores import FILL, STEPS, Recorder, Scorer
 from rich.progress import track
+from ultralytics import YOLO
 
 from reliability_hooks import Monitor, attach
 from reliability_hooks.evaluation.faithfulness_summary import faithfulness_summary
@@ -82,8 +83,9 @@ def scored(handle: Handle, images: list[Path], args: Any, options: dict[str, Any
         file = args.cache / f"{path.stem}.json"
         n = len(frame.instances)
         rows = torch.from_numpy(np.random.default_rng(int(path.stem)).permutation(n)[: args.each].copy())
-        found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"methods": {}}
-        found["rows"] = rows.tolist()
+        found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        if found.get("rows") != rows.tolist():
+            found = {"rows": rows.tolist(), "methods": {}}
         if n and (missing := METHODS.keys() - found["methods"]):
             scorer = Scorer(frame, rows)
             for name, maps, cost in maps_of(frame, rows, missing):
@@ -137,30 +139,19 @@ def gradient_cost(handle: Handle, images: list[Path], options: dict[str, Any]) -
     return float(np.median(ratios)) if ratios else float("nan")
 
 
-def detector(name: str) -> tuple[Any, str]:
-    """(model, short name) of an ultralytics file, or of `demo` for the embedded torchvision detector."""
-    if name == "demo":
-        from reliability_hooks.detector import load_demo_detector
-
-        return load_demo_detector(), "demo_mask_rcnn"
-    from ultralytics import YOLO
-
-    return YOLO(name), Path(name).stem.replace("-", "_")
-
-
 def main() -> None:
     args = arguments(
-        __doc__, detector={"default": str(SHARED / "weights/yolo11n-seg.pt"), "help": "ultralytics file, or `demo`"},
+        __doc__, detector={"default": str(SHARED / "weights/yolo11n-seg.pt"), "help": "ultralytics file"},
         images={"type": Path, "default": SHARED / "data/coco/val2017"},
         instances={"type": int, "default": 150, "help": "instances in all"},
-        each={"type": int, "default": 5, "help": "of one photograph"},
-        imgsz={"type": int, "default": 320, "help": "longer side that the detector sees (ultralytics)"},
+        each={"type": int, "default": 8, "help": "of one photograph"},
+        imgsz={"type": int, "default": 320, "help": "longer side that the detector sees"},
         conf={"type": float, "default": 0.4, "help": "lowest confidence of an instance"},
         cues={"type": int, "default": 30, "help": "planted cues"},
         cache={"type": Path, "help": "folder of what was scored"},
     )
-    model, short = detector(args.detector)
-    options = {} if args.detector == "demo" else {"imgsz": args.imgsz, "conf": args.conf}
+    model, short = YOLO(args.detector), Path(args.detector).stem.replace("-", "_")
+    options = {"imgsz": args.imgsz, "conf": args.conf}
     if args.quick:
         args.instances, args.each, args.cues = 2, 2, 1
     args.cache = args.cache or Path(gettempdir()) / "reliability_hooks_explain" / f"{short}_{args.imgsz}_{BUDGET}"

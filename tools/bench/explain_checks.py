@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from common import SHARED, arguments, finish, machine, show
-from explain import METHODS, OURS, REFERENCE, detector, frames
+from explain import METHODS, OURS, REFERENCE, frames
 from rich.progress import track
 from torch import Tensor
+from ultralytics import YOLO
 
 from reliability_hooks import Monitor, attach
 from reliability_hooks.evaluation.sanity import coverage, randomisation, seed_stability
@@ -53,8 +54,8 @@ def main() -> None:
     )
     budget, most = (64, 128) if args.quick else (METHODS[OURS][1], MOST)
     photographs = 2 if args.quick else args.photographs
-    model, short = detector(args.detector)
-    options = {} if args.detector == "demo" else {"imgsz": args.imgsz, "conf": args.conf}
+    model, short = YOLO(args.detector), Path(args.detector).stem.replace("-", "_")
+    options = {"imgsz": args.imgsz, "conf": args.conf}
     order = np.random.default_rng(1).permutation(len(found := sorted(args.images.glob("*.jpg"))))
     images, target = [found[k] for k in order[:photographs]], [TARGETS["joint"]]
     held: list[Tensor] = []
