@@ -27,6 +27,9 @@ EXTRAS = {
     "detectron2": [],  # on no registry: install it from https://github.com/facebookresearch/detectron2
     "segment-anything": ["segment-anything>=1.0"],
     "transformers": ["transformers>=4.45"],
+    "supervision": ["supervision>=0.26"],
+    "sahi": ["sahi>=0.11.20", "supervision>=0.26"],
+    "parquet": ["pyarrow>=14"],
     "tracking": ["trackers>=2"],  # ByteTrack for hosts without a tracker of their own
     "metrics": ["torchmetrics>=1.4"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
@@ -36,9 +39,14 @@ TEST = [
     *EXTRAS["clip"],
     *EXTRAS["metrics"],
     *EXTRAS["report"],
+    *EXTRAS["transformers"],
+    *EXTRAS["sahi"],
+    *EXTRAS["parquet"],
+    "beartype>=0.22.9",  # maite checks protocols with it
     "grad-cam>=1.5",
     "hotcoco>=1.3",
     "hypothesis>=6.100",
+    "maite>=0.9",
     "mypy>=1.11",
     "pytest>=8",
     "pytest-xdist>=3.5",

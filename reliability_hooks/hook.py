@@ -104,17 +104,19 @@ class Handle:
 _attached: WeakKeyDictionary[Any, ref[Handle]] = WeakKeyDictionary()  # the model's own hooks keep a handle alive
 
 
-def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False) -> Handle:
+def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False, **options: Any) -> Handle:
     """Hook a detector so that each of its detections carries a reliability.
 
     The detector's own output stays bit-identical; what is added stands beside it (`result.instances` and
-    `result.reliability` for ultralytics, the keys `reliability`, `verdict` and `instances` for torchvision).
+    `result.reliability` for ultralytics, the keys `reliability`, `verdict` and `instances` for torchvision and
+    transformers).
     A model that is hooked already gets the new monitor in place of the old one.
 
     Args:
-        model: An ultralytics `YOLO` or a torchvision detection model.
+        model: An ultralytics `YOLO`, a torchvision detection model, or a model or pipeline of transformers.
         monitor: A fitted `Monitor`; without one the signals are computed and the reliability is NaN.
         strict: Raise a fault of the hook instead of logging it and answering "unknown".
+        **options: What the host needs beside the model: `processor`, the image processor of a transformers model.
 
     Returns:
         The handle; `with attach(...)` removes it at the end of the block.
@@ -125,7 +127,7 @@ def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False) 
         ValueError: The CLIP that the signals read cannot be loaded.
         ImportError: They read one, and open_clip is not installed.
     """
-    host = find_host(model)
+    host = find_host(model, **options)
     monitor = Monitor() if monitor is None else monitor
     monitor.check(host.fingerprint)
     _ = monitor.encoder  # a CLIP that cannot be loaded is said now, not at every image

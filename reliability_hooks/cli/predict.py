@@ -16,6 +16,8 @@ from rich.table import Table
 
 from ..config import Settings
 from ..export.coco import Rows, read_ids, to_coco, write_json
+from ..export.optional import require
+from ..export.parquet import write_parquet
 from ..hook import Handle, attach
 from ..images import ImageError, find_images, is_video, read_image, read_video
 from ..instances import Instances
@@ -24,6 +26,9 @@ from ..reliability.drift import DriftState
 from ..report.overlay import draw
 from ..signals.condition import worst
 from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
+
+FORMATS = {"coco": (write_json, "json"), "parquet": (write_parquet, "parquet")}
+"""What `predictions` can be, who writes it, and how its file ends."""
 
 
 @dataclass
@@ -54,22 +59,36 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks predict") -> int:
     p.add_argument("source", help="image, folder, glob pattern or video")
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--out", default="runs/predict", help="directory of the results (default: %(default)s)")
-    p.add_argument("--annotations", help="COCO json whose image and category ids predictions.json shall use")
+    p.add_argument("--annotations", help="COCO json whose image and category ids the predictions shall use")
+    p.add_argument("--format", choices=FORMATS, default="coco",
+                   help="of the predictions: COCO results (predictions.json) or a table (predictions.parquet)")
     args = p.parse_intermixed_args(list(argv))
 
     def run() -> int:
-        return predict(settings_of(args, args.opts), args.source, Path(args.out), args.annotations)
+        return predict(settings_of(args, args.opts), args.source, Path(args.out), args.annotations, args.format)
 
     return guarded(run, args.debug)
 
 
-def predict(settings: Settings, source: str, out: Path, annotations: str | None = None) -> int:
+def predict(
+    settings: Settings, source: str, out: Path, annotations: str | None = None, format: str = "coco"
+) -> int:
     """Write `out/NAME.jpg` for each image (`NAME.mp4` for a video), `out/predictions.json`, `out/run.json`.
+
+    Args:
+        settings: Detector, monitor and batch size.
+        source: Image, folder, glob pattern or video.
+        out: Directory.
+        annotations: COCO json whose ids are used.
+        format: A key of `FORMATS`.
 
     Returns:
         0, or 1 where some images could not be read or detected on; the others are written all the same.
     """
     console = terminal()
+    write, suffix = FORMATS[format]
+    if format == "parquet":
+        require("pyarrow", "parquet")  # said now, not when all is detected
     files = find_images(source)
     image_ids, category_ids = read_ids(annotations) if annotations else ({}, None)
     m = settings.monitor
@@ -102,12 +121,12 @@ def predict(settings: Settings, source: str, out: Path, annotations: str | None 
                         for row, c in zip(to_coco(instances, image_id, names, category_ids, words), conditions,
                                           strict=True)
                     ]
-    write_json(out / "predictions.json", run.rows)
+    write(out / f"predictions.{suffix}", run.rows)
     write_json(out / "run.json", {
         "source": str(source), "detector": settings.detector.weights, "monitor": m.path, "images": run.images,
         "detections": len(run.rows), "failed": run.failed, "drift": None if run.drift is None else asdict(run.drift),
     })
-    _print(console, run, fitted=monitor.judge is not None)
+    _print(console, run, fitted=monitor.judge is not None, predictions=f"predictions.{suffix}")
     return 1 if run.failed else 0
 
 
@@ -181,7 +200,7 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "unknown"
 
 
-def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
+def _print(console: Console, run: Run, fitted: bool, predictions: str, most: int = 25) -> None:
     rows = sorted(run.rows, key=lambda r: r["reliability"] if r["reliability"] == r["reliability"] else -1.0)
     table = Table(title=f"least reliable {min(most, len(rows))} of {len(rows)} detections in {run.images} images")
     words = ("image", "class", "against it", "condition")
@@ -202,6 +221,6 @@ def _print(console: Console, run: Run, fitted: bool, most: int = 25) -> None:
         shown = replace(run.drift, moved=run.drift.moved[:3])
         style = "yellow" if shown.alarm else None
         console.print(f"against the calibration images: {shown}", style=style, highlight=False)
-    console.print(f"written: {run.out}/ (pictures, predictions.json, run.json)", highlight=False)
+    console.print(f"written: {run.out}/ (pictures, {predictions}, run.json)", highlight=False)
     for failure in run.failed:
         print(f"failed: {failure['file']}: {failure['error']}", file=sys.stderr)

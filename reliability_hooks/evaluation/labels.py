@@ -36,7 +36,8 @@ def labelled(pairs: Pairs, iou_threshold: float = 0.5) -> tuple[Instances, Tenso
         i.replace(masks=None, logits=None, head=None, background=None, features=None, track_ids=None).cpu()
         for i, _ in pairs
     ]
-    rows = Instances.cat(bare)
+    # an image without detections has every signal's columns, also those for which the detector gives no evidence
+    rows = Instances.cat([i for i in bare if len(i)] or bare[:1])
     image = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(i) for i in bare]))
     strict, any_overlap = (
         match(rows.boxes, rows.scores, rows.labels, image, *truth_of(pairs), iou_threshold=tau)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..instances import Instances
+from .columns import VERDICTS
 
 Rows = list[dict[str, Any]]
 
@@ -26,7 +27,8 @@ def to_coco(
 ) -> Rows:
     """One COCO result for each instance.
 
-    Extra keys survive `pycocotools.COCO.loadRes`. NaN becomes null.
+    Extra keys survive `pycocotools.COCO.loadRes`. NaN becomes null, also in a box, which `loadRes` then refuses: leave
+    such rows out first (`instances[instances.boxes.isfinite().all(1)]`).
 
     Args:
         instances: With columns.
@@ -60,7 +62,7 @@ def to_coco(
             "columns": {key: value[i] for key, value in columns.items() if key not in own},
         }
         if "verdict" in row:
-            row["verdict"] = {-1: "reject", 0: "unknown", 1: "accept"}[int(row["verdict"])]
+            row["verdict"] = VERDICTS[int(row["verdict"])]
         if segments is not None:
             row["segmentation"] = segments[i]
         if instances.track_ids is not None:

@@ -20,6 +20,8 @@ from ..instances import Instances
 HOSTS: dict[str, str] = {
     "ultralytics": "ultralytics:UltralyticsHost",
     "torchvision": "torchvision:TorchvisionHost",
+    "transformers": "transformers:TransformersHost",
+    "callable": "supervision:Detector",
 }
 """Root package of a model's class -> the host under `reliability_hooks.hosts`: the one line to add for a new host."""
 
@@ -160,18 +162,27 @@ def host_class(name: str) -> type[Host]:
     return found
 
 
-def find_host(model: Any) -> Host:
+def find_host(model: Any, **options: Any) -> Host:
     """The host of a model, by the packages its class descends from; no framework is imported to find out.
 
+    Args:
+        model: The model; a host made by hand is its own.
+        **options: What the host needs beside it.
+
     Raises:
-        TypeError: No host knows the model.
+        TypeError: No host knows the model, or takes such an option.
     """
+    if isinstance(model, Host):
+        if options:
+            raise TypeError(f"{type(model).__name__} is a host already and takes no {sorted(options)[0]!r}")
+        return model
     roots = [c.__module__.partition(".")[0] for c in type(model).__mro__]
     for name in HOSTS:
         if name in roots:
-            return host_class(name)(model)
+            return host_class(name)(model, **options)
     raise TypeError(f"no host for {type(model).__module__}.{type(model).__qualname__}; there are hosts for models of: "
-                    f"{', '.join(HOSTS)}")
+                    f"{', '.join(n for n in HOSTS if n != 'callable')}; anything else that makes boxes: "
+                    "attach(reliability_hooks.hosts.supervision.Detector(callable), monitor)")
 
 
 def load(spec: str, host: str | None = None, **options: Any) -> Any:

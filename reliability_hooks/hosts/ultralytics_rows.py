@@ -126,9 +126,13 @@ def letterbox(size: tuple[int, ...], image_size: tuple[int, int], pixels: Tensor
     )
 
 
-def view(pixels: Tensor, image_size: tuple[int, int]) -> View | None:
+def view(pixels: Tensor, image_size: tuple[int, int], stretched: bool = False) -> View | None:
     """The input of one image as a view; None for a network of something other than RGB."""
-    return letterbox(tuple(pixels.shape[1:]), image_size, pixels) if len(pixels) == 3 else None
+    if len(pixels) != 3:
+        return None
+    if stretched:
+        return View(pixels, scale=(pixels.shape[2] / image_size[1], pixels.shape[1] / image_size[0]))
+    return letterbox(tuple(pixels.shape[1:]), image_size, pixels)
 
 
 def masks(result: Any) -> Tensor | None:

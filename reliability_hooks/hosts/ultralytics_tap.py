@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +18,13 @@ from .base import Hook, dropouts, dropping
 from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
 from .ultralytics_rows import class_layers, glance, raw_rows, stages, view
+from .ultralytics_rtdetr import backbone, is_rtdetr, query_frame, score_layer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Pass:
+class Seen:
     """What the hooks saw in one pass of a batch.
 
     Attributes:
@@ -29,6 +33,7 @@ class _Pass:
         output: What it returned.
         maps: By name (`MAPS`), (B, C, h, w).
         inputs: Of the last layers of the classifier.
+        stages: What the layers of RT-DETR's backbone returned, in their order.
     """
 
     image: Tensor | None = None
@@ -36,6 +41,7 @@ class _Pass:
     output: Any = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    stages: list[Tensor] = field(default_factory=list)
 
 
 class HeadTap:
@@ -70,6 +76,14 @@ class HeadTap:
             last = class_layers(head) if "classifier" in self.needs else {}
             for layer in (layer for branch in last.values() for layer in branch):
                 self.handles.append(layer.register_forward_pre_hook(Hook(self._on_class_layer, self.report)))
+        elif isinstance(layers, nn.Sequential) and head is not None and is_rtdetr(head):
+            self.handles.append(head.register_forward_hook(Hook(self._on_head, self.report)))
+            self.handles.append(score_layer(head).register_forward_pre_hook(Hook(self._on_class_layer, self.report)))
+            for block in backbone(layers) if "maps" in self.needs else ():
+                self.handles.append(block.register_forward_hook(Hook(self._on_any_stage, self.report)))
+        elif not isinstance(head, OBB):
+            name = type(net if head is None else head).__name__
+            log.warning("the head %s is not known: its objects are judged by image signals alone", name)
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -80,7 +94,7 @@ class HeadTap:
 
     def drop(self) -> None:
         """Forget the batch."""
-        self.seen = _Pass()
+        self.seen = Seen()
 
     def _on_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.seen.image = args[0]
@@ -91,13 +105,16 @@ class HeadTap:
     def _on_stage(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.seen.maps[name] = output
 
+    def _on_any_stage(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.seen.stages.append(output)
+
     def _on_class_layer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.seen.inputs[module] = args[0]
 
     @contextmanager
-    def _aside(self) -> Iterator[_Pass]:
+    def aside(self) -> Iterator[Seen]:
         """The hooks write elsewhere; what is known of the batch stays."""
-        outer, self.seen = self.seen, _Pass()
+        outer, self.seen = self.seen, Seen()
         try:
             yield self.seen
         finally:
@@ -105,7 +122,7 @@ class HeadTap:
 
     def rerun(self, net: nn.Module, head: Any, pixels: Tensor, dropout: bool = False) -> list[Candidates]:
         """The candidates in other pixels of the same size; see `Frame.rerun`."""
-        with self._aside(), dropping(net) if dropout else nullcontext():
+        with self.aside(), dropping(net) if dropout else nullcontext():
             output = net(pixels)
         size = (int(pixels.shape[2]), int(pixels.shape[3]))
         return [candidates(raw_rows(head, output, i, size, None)) for i in range(len(pixels))]
@@ -127,7 +144,7 @@ class HeadTap:
             raise ValueError(f"pixels must be (B, {', '.join(map(str, like.shape))}) as the view's, not "
                              f"{tuple(pixels.shape)}")
         run = Part(net, lambda net, given: glance(head, net(given), kept.rows, given.shape[2:], parts))
-        with self._aside() as seen, _own_anchors(head):
+        with self.aside() as seen, own_anchors(head):
             found: Glance = frozen(run, pixels.to(like.dtype))
         maps = seen.maps if len(seen.maps) == len(MAPS) else None
         whole = like.new_tensor([[0.0, 0.0, like.shape[2], like.shape[1]]], dtype=torch.float32)
@@ -141,9 +158,11 @@ class HeadTap:
         def build(kept: Instances) -> Frame:
             if seen.image is None:
                 return Frame(kept)
-            shown = view(seen.image[i], result.orig_shape)
+            shown = view(seen.image[i], result.orig_shape, getattr(predictor, "scale_fill", False))
             if seen.head is None or predictor.args.augment:  # augmented passes mix several scales: no one raw row
                 return Frame(kept, shown)
+            if is_rtdetr(seen.head):
+                return query_frame(self, net, seen, i, kept, shown, result.boxes.data.dtype)
             raw = raw_rows(seen.head, seen.output, i, tuple(seen.image.shape[2:]), result.orig_shape, seen.inputs)
             can_look = shown is not None and "look" in self.needs
             return replace(
@@ -158,13 +177,18 @@ class HeadTap:
 
 
 @contextmanager
-def _own_anchors(head: Any) -> Iterator[None]:
-    """The head makes its anchors anew: those that it keeps were made in inference mode, where autograd refuses them."""
-    kept = {name: vars(head)[name] for name in ("shape", "anchors", "strides") if name in vars(head)}
-    head.shape = None
+def own_anchors(head: Any, names: Sequence[str] = ("shape", "anchors", "strides")) -> Iterator[None]:
+    """The head makes its anchors anew: those that it keeps were made in inference mode, where autograd refuses them.
+
+    Args:
+        head: The module.
+        names: Its attributes; the first is the shape that they were made for.
+    """
+    kept = {name: vars(head)[name] for name in names if name in vars(head)}
+    setattr(head, names[0], None)
     try:
         yield
     finally:
-        for name in ("shape", "anchors", "strides"):
+        for name in names:
             vars(head).pop(name, None)
         vars(head).update(kept)

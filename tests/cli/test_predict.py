@@ -141,3 +141,24 @@ def test_the_way_in(argv: list[str], status: int, message: str, capsys: pytest.C
     printed = capsys.readouterr()
     assert got == status
     assert message in printed.out + printed.err
+
+
+def test_a_table_of_the_detections_of_any_callable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np, supervision as sv\n"
+        "def run(image):\n"
+        "    box = np.array([[2, 3, 30, 40.0]])\n"
+        "    return sv.Detections(box, confidence=np.array([0.5]), class_id=np.array([0]))\n"
+    )
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "7.png")
+    status = main(["predict", str(tmp_path / "7.png"), "--detector", f"callable:{tmp_path}/mine.py:run", "--out",
+                   str(tmp_path / "out"), "--format", "parquet", "monitor.signals", "[geometry]"])  # fmt: skip
+    assert status == 0
+    table = parquet.read_table(tmp_path / "out/predictions.parquet").to_pydict()
+    assert table["image_id"] == [7]
+    assert table["bbox"] == [[2, 3, 28, 37]]
+    assert table["geometry/width"] == pytest.approx([np.log(28)])
+    assert not (tmp_path / "out/predictions.json").exists()
+    assert "predictions.parquet" in capsys.readouterr().out
