@@ -26,7 +26,7 @@ EXTRAS = {
     "clip": ["open_clip_torch>=3", "timm>=1.0"],
     "detectron2": [],  # on no registry: install it from https://github.com/facebookresearch/detectron2
     "segment-anything": ["segment-anything>=1.0"],
-    "transformers": ["transformers>=4.45"],
+    "transformers": ["transformers>=5"],
     "supervision": ["supervision>=0.26"],
     "sahi": ["sahi>=0.11.20", "supervision>=0.26"],
     "parquet": ["pyarrow>=14"],
