@@ -183,6 +183,7 @@ def main() -> None:
         splits={"type": int, "default": 5},
         draws={"type": int, "default": 100, "help": "bootstrap draws"},
         against={"nargs": "+", "default": [], "help": "fewer signals or presets: what do the others add?"},
+        leave_out={"nargs": "+", "default": [], "help": "signals that are read, and not used"},
         ablation={"action": "store_true", "help": "each signal alone and each left out (logistic model, 2 splits)"},
         cache={"type": Path, "default": Path(tempfile.gettempdir()) / "reliability_hooks_bench"},
     )
@@ -193,7 +194,7 @@ def main() -> None:
         conditions = ["clean", "low_light", "fog"]
     families = create(signals)
     bank = args.bank if any(f.learns for f in families) else None
-    names = [name for family in families for name in family.columns]
+    names = [name for family in families if family.name not in args.leave_out for name in family.columns]
     fewer = [name for family in create(args.against) for name in family.columns]
     if not set(fewer) <= set(names):
         raise SystemExit("--against takes some of --signals")
@@ -239,7 +240,7 @@ def main() -> None:
         "detectors": [Path(d).name for d in detectors], "images": [r.images for r, _ in data],
         "detections": [len(r.image) for r, _ in data], "ood_detections": [len(o.image) for _, o in data],
         "conditions": conditions, "severity": 0.5, "held_out": HELD_OUT, "score_cut": SCORE_CUT, "signals": signals,
-        "against": args.against,
+        "against": args.against, "left_out": args.leave_out,
         "bank": str(bank), "matching": "COCO greedy, same class, IoU >= 0.5, crowd ignored", "bins": 10,
         "splits": len(seeds), "split": "half of the photographs fit, half test", "bootstrap_draws": draws,
         "models": [[t.chosen for t in run["seen"]] for run in runs],
