@@ -2,8 +2,8 @@
 
 Photographs of val2017, the joint target of some instances each. Error bars: the share of places where the effects of
 1,024 masks of another seed, with their own error, lie within the 90 % interval of the default budget. Seeds: mean rank
-correlation of two runs. Parameters: rank correlation with the maps of the detector whose weights are drawn anew, layer
-by layer from the head on (Adebayo et al. 2018), at the same raw rows; that of D-RISE and the gradient beside it.
+correlation of two runs. Parameters: rank correlation with the maps of the detector whose last quarter of layers has
+weights drawn anew (Adebayo et al. 2018), at the same raw rows. D-RISE with as many masks and the gradient beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import SHARED, arguments, finish, machine, show
-from explain import METHODS, OURS, REFERENCE, frames
+from explain import BUDGET, METHODS, OURS, frames
 from rich.progress import track
 from torch import Tensor
 from ultralytics import YOLO
@@ -28,6 +28,7 @@ from reliability_hooks.explain.targets import TARGETS
 from reliability_hooks.frame import Frame
 
 LEVEL = 0.9
+MASKED = f"D-RISE {BUDGET}"
 
 
 def maps(frame: Frame, rows: Tensor, name: str, budget: int, **more: Any) -> Tensor:
@@ -60,14 +61,13 @@ def main() -> None:
     images, target = [found[k] for k in order[:photographs]], [TARGETS["joint"]]
     held: list[Tensor] = []
     width: list[Tensor] = []
-    stable: dict[str, list[Tensor]] = {OURS: [], REFERENCE: []}
-    moved: dict[str, list[Tensor]] = {name: [] for name in (OURS, REFERENCE, "joint gradient")}
+    stable: dict[str, list[Tensor]] = {OURS: [], MASKED: []}
+    moved: dict[str, list[Tensor]] = {name: [] for name in (OURS, MASKED, "joint gradient")}
     with attach(model, Monitor([]), strict=True) as handle:
-        weights = handle.host.module()
         for _, frame in track(frames(handle, images, options), total=len(images), description="checks"):
             if not (n := len(frame.instances)):
                 continue
-            rows = torch.arange(min(n, args.each))
+            rows, weights = torch.arange(min(n, args.each)), model.predictor.model  # what runs is a fused copy
             few, _ = BayesRISE().read(frame, rows, target, budget)
             many, _ = BayesRISE(seed=1).read(frame, rows, target, most)
             held.append(coverage(few.mean, few.error, many.mean, LEVEL, many.error))
