@@ -67,7 +67,7 @@ def main() -> None:
         for _, frame in track(frames(handle, images, options), total=len(images), description="checks"):
             if not (n := len(frame.instances)):
                 continue
-            rows, weights = torch.arange(min(n, args.each)), model.predictor.model  # what runs is a fused copy
+            rows, weights = torch.arange(min(n, args.each)), model.predictor.model.model  # what runs: a fused copy
             few, _ = BayesRISE().read(frame, rows, target, budget)
             many, _ = BayesRISE(seed=1).read(frame, rows, target, most)
             held.append(coverage(few.mean, few.error, many.mean, LEVEL, many.error))
