@@ -21,7 +21,7 @@ from .effects import Effects, effects
 from .gradient import JointGradient
 from .masking import Answers, Masking
 from .masks import BLOCK, GridMasks, Masks, NestedMasks
-from .places import centres, resample
+from .places import bell, centres, resample
 from .targets import Target
 
 SIDE = 64
@@ -164,10 +164,6 @@ class BayesRISE(Masking):
 
 def _soft(maps: Tensor, reach: float) -> Tensor:
     """(R, K, h, w) under a Gaussian whose standard deviation is a share of a side; maxima 1 again."""
-    h, w = maps.shape[-2:]
-    down, across = (
-        (-0.5 * ((at[:, None] - at) / (reach * len(at))) ** 2).exp().to(maps.device)
-        for at in (torch.arange(h), torch.arange(w))
-    )
+    down, across = (bell(side, reach, maps) for side in maps.shape[-2:])
     soft = (down / down.sum(1, keepdim=True)) @ maps @ (across / across.sum(1, keepdim=True)).mT
     return soft / soft.flatten(2).amax(2)[..., None, None].clamp(min=1e-9)

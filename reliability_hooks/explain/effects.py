@@ -19,6 +19,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from .places import bell
+
 LENGTHS = (1 / 25, 1 / 12)
 """Tried for l: shares of a side of the map."""
 TAUS = (0.3, 3.0)
@@ -26,7 +28,7 @@ TAUS = (0.3, 3.0)
 NOISES = tuple(10 ** (k / 4) for k in range(-8, 3))
 """Tried for s, over the same."""
 NUMBERS = 1 << 25
-"""Of float64 that are held at once for the answers of a few rows, which bounds the memory."""
+"""Of the products of masks and amplitudes that are held at once, which bounds the memory."""
 SMALL = 1e-12
 
 
@@ -140,7 +142,7 @@ class _Remainder:
     """The smooth part of R rows, scaled so that the answers that it makes have variance 1 in the mean."""
 
     def __init__(self, away: Tensor, amplitude: Tensor, length: float) -> None:
-        down, across = (_bell(side, length, away) for side in away.shape[1:])
+        down, across = (bell(side, length, away) for side in away.shape[1:])
         amplitude = amplitude / amplitude.flatten(1).amax(1)[:, None, None].clamp(min=SMALL)
         shaped = away * amplitude[:, None]  # (R, N, h, w)
         self.spread = (down @ shaped @ across).flatten(2)
@@ -159,10 +161,3 @@ class _Remainder:
     def variance(self) -> Tensor:
         """(R, P) of the effects."""
         return self.amplitude.double().square() / self.scale[:, None]
-
-
-def _bell(side: int, length: float, like: Tensor) -> Tensor:
-    """(side, side) exp(-d^2 / 2 l^2); exactly 0 far away, as denormal numbers make products ten times as slow."""
-    at = torch.arange(side, dtype=like.dtype, device=like.device) / side
-    bell = (-0.5 * ((at[:, None] - at) / length) ** 2).exp()
-    return bell * (bell > SMALL)
