@@ -23,6 +23,7 @@ from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor
+from .card import card
 from .collect import Collector, expanded, jobs_of, labelled_images
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks calibrate") -> int:
 
 
 def calibrate(settings: Settings, out: Path) -> int:
-    """Write a monitor to `out` with `report.json` beside it.
+    """Write a monitor to `out` with `report.json` and `CARD.md` beside it.
 
     What is known of an image is kept in `out/cache`, so that an interrupted run goes on where it stopped.
 
@@ -72,6 +73,9 @@ def calibrate(settings: Settings, out: Path) -> int:
         "protocol": protocol(settings, dataset),
         "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in table.items()},
     })
+    images, names = [(record.id, c) for (record, c), _, _ in found], dict(enumerate(dataset.names))
+    said = card(monitor, settings, pairs, images, names, table, protocol(settings, dataset), len(collector.failed))
+    (out / "CARD.md").write_text(said, encoding="utf-8")
     _print(console, table, monitor, out, protocol(settings, dataset))
     for failure in collector.failed:
         console.print(f"failed: {failure}", style="red")
@@ -133,4 +137,4 @@ def _print(
         console.print(f"note: {note}", highlight=False, style="yellow")
     for line in promises(monitor):
         console.print(f"{line['side']}, {line['group']}: {line['message']}", highlight=False)
-    console.print(f"written: {out}/ (monitor.json, state.safetensors, report.json)", highlight=False)
+    console.print(f"written: {out}/ (monitor.json, state.safetensors, report.json, CARD.md)", highlight=False)

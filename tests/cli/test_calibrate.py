@@ -20,6 +20,7 @@ def test_a_monitor_and_its_report(monitor: Path) -> None:
     assert loaded.judge is not None
     assert loaded.drift is not None
     report = json.loads((monitor / "report.json").read_text())
+    assert "| reliability |" in (monitor / "CARD.md").read_text(encoding="utf-8")
     assert report["failed"] == []
     assert "COCO greedy" in report["protocol"]
     before, after = report["metrics"]["detector's score"], report["metrics"]["reliability"]
