@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .torchvision_demo import load_demo_detector
+
 _CLASS_BIAS = (
     "roi_heads.box_predictor.cls_score.bias",  # R-CNN
     "head.classification_head.cls_logits.bias",  # RetinaNet, FCOS
@@ -31,7 +33,7 @@ def load(
     Args:
         spec: `ARCHITECTURE:WEIGHTS`, the architecture being the name of a builder of `torchvision.models.detection`.
             WEIGHTS is a state dict (`.pth`, `.pt`, `.safetensors`) or one of torchvision's own by name (`DEFAULT`,
-            `COCO_V1`), which are downloaded.
+            `COCO_V1`), which are downloaded. `demo` is the embedded one (`torchvision_demo`).
         names: Class names, the first being the background's; set as `model.class_names`.
         num_classes: With the background; read from the weights where not given.
         allow_random: Answer an architecture without weights with random ones instead of refusing it.
@@ -44,6 +46,9 @@ def load(
     """
     from torchvision.models import detection, get_model_builder, get_model_weights, list_models
 
+    if spec == "demo":
+        demo: nn.Module = load_demo_detector(**options)
+        return demo
     architecture, _, weights = spec.partition(":")
     known = list_models(module=detection)
     if architecture not in known:
