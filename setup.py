@@ -12,6 +12,7 @@ CORE = [
     "torch>=2.4",
     "torchvision>=0.19",
     "numpy>=1.24",
+    "packaging>=22",
     "pillow>=9.5",
     "pycocotools>=2.0.7",
     "pyyaml>=6",
@@ -33,6 +34,7 @@ EXTRAS = {
     "tracking": ["trackers>=2"],  # ByteTrack for hosts without a tracker of their own
     "metrics": ["torchmetrics>=1.4"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+    "demo": ["jinja2>=3.1", "matplotlib>=3.8", "open_clip_torch>=3", "timm>=1.0", "scikit-image>=0.21"],
 }
 TEST = [
     *EXTRAS["ultralytics"],
@@ -42,12 +44,17 @@ TEST = [
     *EXTRAS["transformers"],
     *EXTRAS["sahi"],
     *EXTRAS["parquet"],
+    *EXTRAS["segment-anything"],
+    *EXTRAS["demo"],
     "beartype>=0.22.9",  # maite checks protocols with it
     "grad-cam>=1.5",
     "hotcoco>=1.3",
     "hypothesis>=6.100",
+    "ipykernel>=6",
     "maite>=0.9",
     "mypy>=1.11",
+    "nbclient>=0.8",
+    "nbformat>=5.7",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "pytorch-ood>=0.4",
@@ -66,7 +73,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["reliability_hooks", "reliability_hooks.*"]),
-    package_data={"reliability_hooks": ["py.typed", "assets/*.yaml", "assets/*/*"]},
+    package_data={"reliability_hooks": ["py.typed", "assets/*.yaml", "assets/*/*", "assets/*/*/*",
+                                        "report/templates/*"]},
     install_requires=CORE,
     extras_require={**EXTRAS, "test": TEST, "all": sorted({r for group in EXTRAS.values() for r in group})},
     entry_points={"console_scripts": ["reliability-hooks = reliability_hooks.cli:main"]},

@@ -175,6 +175,41 @@ class Look(Protocol):
         """
 
 
+class Reprompt(Protocol):
+    """A promptable segmenter with other prompts on the same image, whose embedding is used again."""
+
+    def __call__(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """(J, N, 4) boxes -> masks (J, N, h, w) bool on the grid of `Prompted.logits`, and predicted IoU (J, N).
+
+        Each object's own points and boxes, moved and scaled as its box is from `Instances.boxes` to the one given.
+
+        Args:
+            boxes: xyxy in pixels of the original image.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """What a promptable segmenter (Segment Anything) knows of its masks; NaN where the pass of an object is not known.
+
+    Attributes:
+        logits: (N, h, w) mask logits as the network makes them, above 0 inside; the grid covers the picture that it
+            saw, and beyond the image (padding) they are -inf.
+        ious: (N,) the IoU that it predicts for the mask, as it says it: it may leave [0, 1].
+        others: (N, K, h, w) bool, the masks of its other answers to the same prompt.
+        other_ious: (N, K) what it predicts for these.
+        movable: (N,) bool, whether the prompt has a place: a point or a box, and not a mask alone.
+        reprompt: The same objects with their prompts moved.
+    """
+
+    logits: Tensor
+    ious: Tensor
+    others: Tensor
+    other_ious: Tensor
+    movable: Tensor
+    reprompt: Reprompt
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One image on its way through the signals.
@@ -193,6 +228,9 @@ class Frame:
         pool: () -> the raw boxes with their logits, made when it is called; None where the host cannot give them.
         names: Class names of the detector by label; None where they are not known.
         embed: The objects as CLIP sees them, embedded when it is first asked for; None where no signal needs it.
+        mask_logits: () -> (N, h, w) logits of each mask, above 0 inside, NaN rows where they are not known and -inf
+            beyond the image; made when it is called. None where the host cannot give them.
+        prompted: () -> what a promptable segmenter knows of its masks, made when it is called; None for any other.
     """
 
     instances: Instances
@@ -206,6 +244,8 @@ class Frame:
     pool: Callable[[], Pool] | None = None
     names: Mapping[int, str] | None = None
     embed: Embed | None = None
+    mask_logits: Callable[[], Tensor] | None = None
+    prompted: Callable[[], Prompted] | None = None
 
     def with_instances(self, instances: Instances) -> Frame:
         return replace(self, instances=instances)
@@ -216,7 +256,7 @@ class Frame:
             return self.view is not None
         if requirement == "clip":
             return self.embed is not None
-        if requirement in ("candidates", "maps", "look", "classifier", "pool", "names"):
+        if requirement in ("candidates", "maps", "look", "classifier", "pool", "names", "mask_logits", "prompted"):
             return getattr(self, requirement) is not None
         if requirement == "model":
             return self.rerun is not None

@@ -14,6 +14,7 @@ import numpy as np
 
 from .frame import Frame
 from .hosts.base import Host, Removable, find_host
+from .hosts.info import warn_untested
 from .instances import Instances
 from .monitor import Monitor, without_answer
 
@@ -109,11 +110,12 @@ def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False, 
 
     The detector's own output stays bit-identical; what is added stands beside it (`result.instances` and
     `result.reliability` for ultralytics, the keys `reliability`, `verdict` and `instances` for torchvision and
-    transformers).
+    transformers, fields of Detectron2's `Instances`, `predictor.instances` for Segment Anything).
     A model that is hooked already gets the new monitor in place of the old one.
 
     Args:
-        model: An ultralytics `YOLO`, a torchvision detection model, or a model or pipeline of transformers.
+        model: An ultralytics `YOLO` or `SAM`, a torchvision detection model, a model or pipeline of transformers, a
+            model or `DefaultPredictor` of Detectron2, a predictor or mask generator of Segment Anything.
         monitor: A fitted `Monitor`; without one the signals are computed and the reliability is NaN.
         strict: Raise a fault of the hook instead of logging it and answering "unknown".
         **options: What the host needs beside the model: `processor`, the image processor of a transformers model.
@@ -128,6 +130,7 @@ def attach(model: Any, monitor: Monitor | None = None, *, strict: bool = False, 
         ImportError: They read one, and open_clip is not installed.
     """
     host = find_host(model, **options)
+    warn_untested(host.info.tested)
     monitor = Monitor() if monitor is None else monitor
     monitor.check(host.fingerprint)
     _ = monitor.encoder  # a CLIP that cannot be loaded is said now, not at every image

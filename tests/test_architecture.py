@@ -17,10 +17,10 @@ FLOORS = [
     {"signals", "explain"},
     {"monitor", "reasons"},
     {"hook"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "detectron2"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-FRAMEWORKS = {"ultralytics", "detectron2", "transformers", "segment_anything", "sahi"}
+FRAMEWORKS = {"ultralytics", "detectron2", "transformers", "segment_anything", "sam2", "sahi"}
 
 
 def modules() -> dict[str, Path]:

@@ -61,7 +61,7 @@ def test_bad_overrides() -> None:
 
 def test_every_shipped_config_is_valid() -> None:
     root = Path(__file__).resolve().parents[1] / "configs"
-    files = sorted(root.rglob("*.yaml"))
+    files = sorted(p for p in root.rglob("*.yaml") if p.parent.name != "detectron2")  # those are Detectron2's own
     assert files
     for path in files:
         load_settings(path)

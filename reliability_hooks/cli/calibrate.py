@@ -66,17 +66,18 @@ def calibrate(settings: Settings, out: Path) -> int:
         usual=[condition == settings.data.conditions[0] for (_, condition), _, _ in found], parents=dataset.parents,
     )
     table = before_and_after(monitor, pairs, [(str(record.id), c) for (record, c), _, _ in found])
+    rule = protocol(settings, dataset, handle.host.class_free)
     monitor.save(out)
     write_json(out / "report.json", {
         "version": __version__, "settings": asdict(settings), "failed": collector.failed, "fit": model.report,
         "guarantee": promises(monitor),
-        "protocol": protocol(settings, dataset),
+        "protocol": rule,
         "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in table.items()},
     })
     images, names = [(record.id, c) for (record, c), _, _ in found], dict(enumerate(dataset.names))
-    said = card(monitor, settings, pairs, images, names, table, protocol(settings, dataset), len(collector.failed))
+    said = card(monitor, settings, pairs, images, names, table, rule, len(collector.failed))
     (out / "CARD.md").write_text(said, encoding="utf-8")
-    _print(console, table, monitor, out, protocol(settings, dataset))
+    _print(console, table, monitor, out, rule)
     for failure in collector.failed:
         console.print(f"failed: {failure}", style="red")
     return 1 if collector.failed else 0
@@ -107,10 +108,12 @@ def promises(monitor: Monitor) -> list[dict[str, Any]]:
     return monitor.judge.guarantee.describe() if monitor.judge and monitor.judge.guarantee else []
 
 
-def protocol(settings: Settings, dataset: DetectionDataset) -> str:
+def protocol(settings: Settings, dataset: DetectionDataset, class_free: bool = False) -> str:
     """What the figures mean, in a sentence."""
+    least = f"IoU >= {settings.monitor.iou_threshold}"
+    right = f"mask {least} with its object, of whatever class" if class_free else f"same class and {least}"
     return (
-        f"right = same class and IoU >= {settings.monitor.iou_threshold} by COCO greedy matching; "
+        f"right = {right} by {'the prompt, or else ' if class_free else ''}COCO greedy matching; "
         f"{len(dataset)} images under {', '.join(settings.data.conditions)}; "
         f"detector options {json.dumps(settings.detector.predict)}; "
         "reliability cross-fitted by image; D-ECE in 10 equal bins; 95 % intervals by bootstrap over images"

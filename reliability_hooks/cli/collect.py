@@ -67,7 +67,7 @@ class Collector:
                 images = list(self._read((lesson, lesson[0]) for lesson in batch))
                 waiting.clear()
                 waiting.extend(truth for (_, truth), _ in images)
-                self._detect([pixels for _, pixels in images])
+                self._detect([pixels for _, pixels in images], [truth for (_, truth), _ in images])
         if self.cache is not None:
             self.cache.remember(key, signals)
 
@@ -109,7 +109,8 @@ class Collector:
         for batch in batches(self._progress(jobs, console, "detecting"), self.settings.batch):
             rows = {job: kept for job in batch if (kept := self._kept(job)) is not None}
             found = list(self._read((job, job[0].path) for job in batch if job not in rows))
-            seen = self._detect([degrade(pixels, job[1], severity, job[0].id) for job, pixels in found])
+            images = [degrade(pixels, job[1], severity, job[0].id) for job, pixels in found]
+            seen = self._detect(images, [job[0].truth for job, _ in found])
             for (job, _), instances in zip(found, seen, strict=True):
                 rows[job] = _bare(with_mask_iou(instances, job[0].truth))
                 if self.cache is not None:
@@ -124,8 +125,11 @@ class Collector:
                 if str(e) not in self.failed:
                     self.failed.append(str(e))
 
-    def _detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        return self.handle.predict(images, **self.settings.detector.predict) if images else []
+    def _detect(self, images: Sequence[np.ndarray], truths: Sequence[GroundTruth | None]) -> list[Instances]:
+        options, known = self.settings.detector.predict, [truth for truth in truths if truth is not None]
+        if len(known) < len(images):
+            return self.handle.predict(images, **options)
+        return self.handle.host.predict_labelled(images, known, **options) if images else []
 
     def _kept(self, job: Job) -> Instances | None:
         return None if self.cache is None else self.cache.read(self._key(job))
@@ -151,10 +155,21 @@ def labelled_images(handle: Handle, settings: Settings, console: Console) -> Det
     data = settings.data
     if data.images is None or data.annotations is None:
         raise ValueError("which labelled images? give --images DIR and --annotations instances.json")
-    dataset = read_coco(data.annotations, data.images, label_names(handle.host.class_names()))
+    names = label_names(handle.host.class_names())
+    if handle.host.class_free:
+        dataset = _as_one_class(read_coco(data.annotations, data.images), names)
+    else:
+        dataset = read_coco(data.annotations, data.images, names)
     for name, count in dataset.unmapped.items():
         console.print(f"{count} objects of class {name!r}, which the detector does not know", style="yellow")
     return dataset.subset(range(min(data.limit, len(dataset)))) if data.limit else dataset
+
+
+def _as_one_class(dataset: DetectionDataset, names: Sequence[str]) -> DetectionDataset:
+    """Every object is of the one class that there is."""
+    truths = [replace(record.truth, labels=np.zeros_like(record.truth.labels)) for record in dataset]
+    images = tuple(replace(record, truth=truth) for record, truth in zip(dataset, truths, strict=True))
+    return replace(dataset, names=tuple(names), images=images, parents={})
 
 
 def jobs_of(dataset: DetectionDataset, settings: Settings) -> list[Job]:

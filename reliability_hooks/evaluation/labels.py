@@ -16,10 +16,14 @@ from .matching import match
 Pairs = Sequence[tuple[Instances, GroundTruth]]
 MASK_IOU = "truth/mask_iou"
 """Column that `with_mask_iou` adds."""
+OBJECT_IOU = "truth/object_iou"
+"""Column that `with_object_iou` adds: where it is, it says what is right, and boxes are not matched."""
 
 
 def labelled(pairs: Pairs, iou_threshold: float = 0.5) -> tuple[Instances, Tensor, Tensor, Tensor]:
     """All detections of labelled images with what is true of them; those on crowd regions are left out.
+
+    Where every image has the column `OBJECT_IOU`, right is an IoU with the object of at least the threshold.
 
     Returns:
         rows: All instances, without masks, logits and features.
@@ -39,6 +43,10 @@ def labelled(pairs: Pairs, iou_threshold: float = 0.5) -> tuple[Instances, Tenso
     # an image without detections has every signal's columns, also those for which the detector gives no evidence
     rows = Instances.cat([i for i in bare if len(i)] or bare[:1])
     image = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(i) for i in bare]))
+    if OBJECT_IOU in rows.columns:
+        overlap = rows.columns[OBJECT_IOU].float()
+        known = overlap.isfinite()
+        return rows[known], (overlap >= iou_threshold)[known], overlap[known], image[known]
     strict, any_overlap = (
         match(rows.boxes, rows.scores, rows.labels, image, *truth_of(pairs), iou_threshold=tau)
         for tau in (iou_threshold, 0.0)
@@ -54,6 +62,8 @@ def with_mask_iou(instances: Instances, truth: GroundTruth) -> Instances:
     At any overlap of boxes, as the box's own IoU; 0 without such an object, NaN where a crowd absorbs the detection,
     and where detections or objects have no masks.
     """
+    if OBJECT_IOU in instances.columns:  # which is that of the mask
+        return instances
     if instances.masks is None or truth.masks is None or instances.image_size is None:
         return instances.with_columns({MASK_IOU: torch.full_like(instances.scores, nan, dtype=torch.float32)})
     from .masks import MaskIoU, as_rle, encode
@@ -69,6 +79,35 @@ def with_mask_iou(instances: Instances, truth: GroundTruth) -> Instances:
         each = np.arange(len(hit))
         value[hit] = MaskIoU(encode(kept.masks_at(instances.image_size)[hit]), theirs)(each, each)
     return instances.with_columns({MASK_IOU: torch.from_numpy(value).float().to(instances.device)})
+
+
+def with_object_iou(instances: Instances, truth: GroundTruth, objects: np.ndarray | None = None) -> Instances:
+    """The instances with the column `OBJECT_IOU`: (N,) IoU of each mask with that of its object, of whatever class.
+
+    Args:
+        instances: With masks.
+        truth: The annotated objects.
+        objects: (N,) the object that each instance was asked for; without it, COCO's greedy matching of masks at any
+            overlap: 0 for what finds none, NaN for what a crowd absorbs.
+
+    Raises:
+        ValueError: There are no masks, or the size of the image is not known.
+    """
+    if instances.masks is None or instances.image_size is None or (truth.masks is None and len(truth)):
+        raise ValueError("masks of instances and of every annotated object are needed, and the size of the image")
+    from .masks import MaskIoU, as_rle, encode
+
+    kept = instances.cpu()
+    theirs = [as_rle(mask, *instances.image_size) for mask in truth.masks or []]
+    iou = MaskIoU(encode(kept.masks_at(instances.image_size)), theirs, truth.crowd)
+    if objects is not None:
+        value = iou(np.arange(len(kept)), np.asarray(objects, np.int64))
+    else:
+        where = np.zeros(len(kept), np.int64), np.zeros(len(truth), np.int64)
+        found = match(kept.boxes, kept.scores, kept.labels, where[0], truth.boxes, truth.labels, where[1], truth.crowd,
+                      iou_threshold=0.0, class_agnostic=True, pair_iou=iou)  # fmt: skip
+        value = np.where(found.ignore, nan, found.iou)
+    return instances.with_columns({OBJECT_IOU: torch.from_numpy(value).float().to(instances.device)})
 
 
 def with_truth(instances: Instances, truth: GroundTruth, iou_threshold: float = 0.5) -> Instances:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,16 +15,23 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..evaluation.datasets import GroundTruth
 from ..frame import Frame
 from ..instances import Instances
+from .info import HostInfo
 
 HOSTS: dict[str, str] = {
+    "ultralytics.models.sam": "ultralytics_sam:UltralyticsSamHost",
     "ultralytics": "ultralytics:UltralyticsHost",
     "torchvision": "torchvision:TorchvisionHost",
     "transformers": "transformers:TransformersHost",
+    "detectron2": "detectron2:Detectron2Host",
+    "segment_anything": "segment_anything:SegmentAnythingHost",
+    "sam2": "segment_anything:Sam2Host",
     "callable": "supervision:Detector",
 }
-"""Root package of a model's class -> the host under `reliability_hooks.hosts`: the one line to add for a new host."""
+"""Package of a model's class, the nearest first -> the host under `reliability_hooks.hosts`: the one line to add for a
+new host."""
 
 Process = Callable[[Callable[[], Frame], Callable[[], Instances]], Instances]
 """`process(build, bare)`: the frame's instances with columns. `build` gathers all evidence; should it or a signal
@@ -42,9 +50,13 @@ class Host:
 
     Attributes:
         name: Key in `HOSTS`.
+        info: What it gives, for the table of hosts.
+        class_free: Its objects have no class: every label is 0, and any annotated object is one of its.
     """
 
     name: ClassVar[str]
+    info: ClassVar[HostInfo]
+    class_free: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -88,6 +100,12 @@ class Host:
             RuntimeError: The model is not hooked.
         """
         raise NotImplementedError
+
+    def predict_labelled(
+        self, images: Sequence[np.ndarray], truths: Sequence[GroundTruth], **options: Any
+    ) -> list[Instances]:
+        """As `predict`, on images whose objects are known: a host that has to be prompted makes prompts of them."""
+        return self.predict(images, **options)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a fitted state is bound to: host, classes and weights (equal for float32 and float16 copies)."""
@@ -176,9 +194,9 @@ def find_host(model: Any, **options: Any) -> Host:
         if options:
             raise TypeError(f"{type(model).__name__} is a host already and takes no {sorted(options)[0]!r}")
         return model
-    roots = [c.__module__.partition(".")[0] for c in type(model).__mro__]
+    homes = [f"{c.__module__}." for c in type(model).__mro__]
     for name in HOSTS:
-        if name in roots:
+        if any(home.startswith(f"{name}.") for home in homes):
             return host_class(name)(model, **options)
     raise TypeError(f"no host for {type(model).__module__}.{type(model).__qualname__}; there are hosts for models of: "
                     f"{', '.join(n for n in HOSTS if n != 'callable')}; anything else that makes boxes: "
@@ -186,7 +204,7 @@ def find_host(model: Any, **options: Any) -> Host:
 
 
 def load(spec: str, host: str | None = None, **options: Any) -> Any:
-    """A detector from `HOST:SPEC` or from a weights file (`yolo11n-seg.pt` is ultralytics).
+    """A detector from `HOST:SPEC`, from a weights file (`yolo11n-seg.pt` is ultralytics), or `demo`, the embedded one.
 
     Raises:
         ValueError: The host is not given and cannot be told from the file.
@@ -196,7 +214,10 @@ def load(spec: str, host: str | None = None, **options: Any) -> Any:
     if host is None and colon and prefix in HOSTS:
         host, spec = prefix, rest
     if host is None and spec.endswith(".pt"):
-        host = "ultralytics"
+        sam = any(part in Path(spec).stem for part in ("sam_", "sam2_", "sam2.1_"))  # as ultralytics' own command does
+        host = "ultralytics.models.sam" if sam else "ultralytics"
+    if host is None and spec == "demo":
+        host = "torchvision"
     if host is None:
         raise ValueError(f"cannot tell the framework of {spec!r}; write HOST:{spec}, HOST one of {', '.join(HOSTS)}")
     return host_class(host).load(spec, **options)

@@ -21,6 +21,7 @@ from ..frame import Frame
 from ..instances import Instances
 from ..reliability.judge import unknown
 from .base import Hook, Host, ListEntry, Process, Removable
+from .info import HostInfo
 from .supervision_rows import check_image, to_instances, view, with_columns
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ class Detector(Host):
     """
 
     name: ClassVar[str] = "callable"
+    info: ClassVar[HostInfo] = HostInfo(
+        models="anything that makes `supervision.Detections`, sahi's slices",
+        beside='`detections.data["reliability"]` on a copy', licence="MIT (supervision, sahi)",
+        tested="supervision>=0.26,<1", logits=False, features=False, candidates=False, gradients=False, tracks=True,
+    )  # fmt: skip
 
     def __init__(
         self, detect: Callable[[np.ndarray], Any], names: Mapping[int, str] | None = None, version: str = ""

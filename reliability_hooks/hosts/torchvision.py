@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from ..frame import Candidates, Frame, Glance, View
 from ..instances import Instances
 from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .info import HostInfo
 from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
 from .torchvision_inside import LAST, classifier, last_layer, maps, stage, trunk
@@ -42,6 +43,11 @@ class TorchvisionHost(Host):
     """
 
     name = "torchvision"
+    info = HostInfo(
+        models="Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD, SSDLite",
+        beside='`output["reliability"]`, `output["instances"]`', licence="BSD-3-Clause",
+        tested="torchvision>=0.19,<0.30",
+    )  # fmt: skip
 
     def __init__(self, model: Any) -> None:
         found = family(model)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..frame import Candidates, Frame, Glance, Layer, View
 from ..instances import Instances
 from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .info import HostInfo
 from .look import Kept, Part, frozen
 from .queries import Inside, Pass, view
 from .query_look import glance
@@ -54,6 +55,11 @@ class TransformersHost(Host):
     """
 
     name: ClassVar[str] = "transformers"
+    info: ClassVar[HostInfo] = HostInfo(
+        models="DETR, Conditional and Deformable DETR, RT-DETR (v2), D-FINE, Mask2Former, MaskFormer; pipelines",
+        beside="keys beside `scores`, `labels`, `boxes` of `post_process_...`", licence="Apache-2.0",
+        tested="transformers>=5,<6", gradients="yes (RT-DETR, D-FINE: partly)",
+    )  # fmt: skip
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         super().__init__(model)

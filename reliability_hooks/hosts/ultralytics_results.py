@@ -25,13 +25,13 @@ class ReliableResults(Results):  # type: ignore[misc]
     _build: Callable[[Instances], Frame] | None = None
 
     @classmethod
-    def of(cls, result: Results, build: Callable[[Instances], Frame]) -> ReliableResults:
+    def of(cls, result: Results, build: Callable[[Instances], Frame], class_free: bool = False) -> ReliableResults:
         new = object.__new__(cls)
         new.__dict__.update(result.__dict__)
         new.instances = Instances(
             boxes=result.boxes.xyxy.float(),
-            scores=result.boxes.conf.float(),
-            labels=result.boxes.cls.long(),
+            scores=result.boxes.conf.float().clamp(0, 1),  # the IoU that SAM predicts may lie beyond
+            labels=result.boxes.cls.long() * (not class_free),
             masks=masks(result),
             image_size=tuple(result.orig_shape),
         )

@@ -81,6 +81,9 @@ class HeadTap:
             self.handles.append(score_layer(head).register_forward_pre_hook(Hook(self._on_class_layer, self.report)))
             for block in backbone(layers) if "maps" in self.needs else ():
                 self.handles.append(block.register_forward_hook(Hook(self._on_any_stage, self.report)))
+        elif predictor.model.format != "pt":
+            log.warning("an exported model (%s) shows its boxes alone: objects are judged by box and image signals; "
+                        "attach the .pt model for all of them", predictor.model.format)
         elif not isinstance(head, OBB):
             name = type(net if head is None else head).__name__
             log.warning("the head %s is not known: its objects are judged by image signals alone", name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.labels import MASK_IOU, Pairs, labelled, truth_of
+from ..evaluation.labels import MASK_IOU, OBJECT_IOU, Pairs, labelled, truth_of
 from ..instances import Instances
 from .caution import Caution, chance_known
 from .classwise import TargetCalibrators
@@ -250,6 +250,8 @@ def _novelty(asked: str | None, columns: Sequence[str], rows: Instances) -> str:
 
 
 def _further(terms: Terms, rows: Instances, image: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+    if OBJECT_IOU in rows.columns:
+        return {f"tp_{round(100 * tau):02d}": (rows.columns[OBJECT_IOU] >= tau).double() for tau in terms.taus}
     taus = (terms.iou_threshold or 0.01, *terms.taus)
     found = targets(rows.boxes, rows.scores, rows.labels, image, *truth_of(pairs), taus=taus)
     asked = ["class_right", *(f"tp_{round(100 * tau):02d}" for tau in terms.taus)]

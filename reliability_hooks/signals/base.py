@@ -13,7 +13,7 @@ from ..frame import Frame
 
 Requirement = Literal[
     "image", "candidates", "pool", "maps", "classifier", "look", "model", "dropout", "masks", "logits", "features",
-    "tracks", "names", "clip",
+    "tracks", "names", "clip", "mask_logits", "prompted",
 ]
 REQUIREMENTS: tuple[str, ...] = get_args(Requirement)
 
@@ -46,6 +46,8 @@ FAMILIES: dict[str, str] = {
     "activations": "activations:Activations",
     "ood/vision_language": "ood.vision_language:VisionLanguage",
     "consistency": "consistency:Consistency",
+    "mask_quality": "mask_quality:MaskQuality",
+    "promptable": "promptable:Promptable",
     "dropout": "dropout:Dropout",
     "condition": "condition:Condition",
     "attribute": "attribute:Attribute",
@@ -58,6 +60,7 @@ FAMILIES: dict[str, str] = {
 PRESETS: dict[str, tuple[str, ...]] = {
     "cheap": ("geometry", "candidates", "image", "ood/logits"),
     "full": ("geometry", "candidates", "image", "ood/logits", "consistency"),
+    "sam": ("geometry", "image", "mask_quality", "promptable"),
     "clip": ("condition", "agreement"),
     "ood": (
         "ood/logits", "ood/gen_top", "ood/box_gen", "ood/box_energy", "ood/kl_matching", "ood/temperature_msp",
@@ -66,9 +69,10 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "ood/relative_mahalanobis", "ood/knn", "ood/vim", "ood/bam", "features", "activations",
     ),
 }
-"""Names for several signals: `cheap` needs no further forward pass, `full` one; `clip`, beside either of them, shows
-every object to a CLIP; `ood` is for `evaluate-ood`. `features` and `activations` are in neither of the first two: in
-the ablation of `tools/bench/reliability.py` they make the reliability no better."""
+"""Names for several signals: `cheap` needs no further forward pass, `full` one; `sam` is for masks of Segment Anything,
+whose decoder it asks again; `clip`, beside any of them, shows every object to a CLIP; `ood` is for `evaluate-ood`.
+`features` and `activations` are in neither of the first two: in the ablation of `tools/bench/reliability.py` they make
+the reliability no better."""
 
 
 class Signal:

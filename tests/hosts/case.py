@@ -14,6 +14,8 @@ from torch import Tensor
 
 from reliability_hooks import Instances, Monitor, attach
 from reliability_hooks.frame import Frame
+from reliability_hooks.hosts.base import find_host
+from reliability_hooks.hosts.info import HostInfo
 
 SIZES = ((120, 168), (144, 112))
 
@@ -37,6 +39,8 @@ class Case:
         score_is_probability: The score is the label's own probability (FCOS multiplies it with a centerness).
         cast: (copy of the model, dtype) -> model that computes in it, or None where the host has no such thing.
         sizes: (height, width) of the images.
+        prompts: (images, nothing) -> options of `handle.predict`, where a model looks for what it is asked for alone;
+            with `nothing` it is asked for nothing.
     """
 
     name: str
@@ -48,6 +52,11 @@ class Case:
     score_is_probability: bool = True
     cast: Callable[[Any, torch.dtype], Any] | None = None
     sizes: tuple[tuple[int, int], ...] = SIZES
+    prompts: Callable[[list[np.ndarray], bool], dict[str, Any]] | None = None
+
+    def options(self, images: list[np.ndarray], nothing: bool = False) -> dict[str, Any]:
+        """Of `handle.predict`."""
+        return {} if self.prompts is None else self.prompts(images, nothing)
 
 
 class Recorder(Monitor):
@@ -70,6 +79,11 @@ class Subject:
         self.images = photographs(folder, case.sizes)
         self.model = case.build(folder)
         self.bare = self.run()
+
+    @property
+    def info(self) -> HostInfo:
+        """What its host says that it gives."""
+        return find_host(self.model).info
 
     def run(self, images: list[np.ndarray] | None = None, nothing: bool = False) -> list[Any]:
         return self.case.run(self.model, self.images if images is None else images, nothing)

@@ -26,11 +26,13 @@ from reliability_hooks.signals.base import Signal
 
 from ..conftest import SHARED
 from .case import Case, Recorder, Subject
+from .detectron2_cases import CASES as DETECTRON2
+from .segment_anything_cases import CASES as SEGMENT_ANYTHING
 from .torchvision_cases import CASES as TORCHVISION
 from .transformers_cases import CASES as TRANSFORMERS
 from .ultralytics_cases import CASES as ULTRALYTICS
 
-CASES = [*TORCHVISION, *ULTRALYTICS, *TRANSFORMERS]
+CASES = [*TORCHVISION, *ULTRALYTICS, *TRANSFORMERS, *DETECTRON2, *SEGMENT_ANYTHING]
 
 
 @pytest.fixture(scope="session", params=CASES, ids=lambda case: case.name)
@@ -76,10 +78,10 @@ def traces(model: Any) -> Any:
     return seen, sorted(vars(model)), callbacks
 
 
-def evidence(instances: Instances) -> tuple[Tensor, Tensor]:
-    assert instances.logits is not None
+def evidence(instances: Instances) -> list[Tensor]:
+    """Logits, where there are classes, and features."""
     assert instances.features is not None
-    return instances.logits, instances.features
+    return [t for t in (instances.logits, instances.features) if t is not None]
 
 
 # What the detector returns ------------------------------------------------------------------------------------------
@@ -131,10 +133,20 @@ def test_instances_are_the_detections(subject: Subject) -> None:
             assert instances.masks.dtype == torch.bool
 
 
+def test_gives_what_it_declares(subject: Subject) -> None:
+    for frame in subject.recorded[1]:
+        for name in ("logits", "features", "candidates"):
+            assert frame.has(name) == getattr(subject.info, name), name
+        assert frame.instances.masks is None or subject.info.masks
+
+
 def test_rows_belong_to_boxes(subject: Subject) -> None:
-    """The logits of each box give its score: no row is lost, and none is swapped."""
-    for instances in subject.recorded[0]:
-        logits, _ = evidence(instances)
+    """The logits of each box give its score, or those of each mask the mask: no row is lost, and none is swapped."""
+    for instances, frame in zip(*subject.recorded, strict=True):
+        logits = instances.logits
+        if logits is None:
+            check_mask_logits(instances, frame)
+            continue
         assert not logits.isnan().any(), f"{float(logits.isnan().any(1).float().mean()):.0%} of the rows are unmatched"
         probabilities = instances.probabilities()
         assert probabilities is not None
@@ -147,10 +159,26 @@ def test_rows_belong_to_boxes(subject: Subject) -> None:
             assert torch.equal(instances.without_background(probabilities).argmax(1), instances.labels)
 
 
+def check_mask_logits(instances: Instances, frame: Frame) -> None:
+    assert frame.mask_logits is not None
+    assert instances.image_size is not None
+    assert frame.view is not None
+    logits = frame.mask_logits()
+    assert not logits.isnan().any()
+    height, width = ((logits > -torch.inf).any(0).any(axis).sum() for axis in (1, 0))
+    small = logits[None, :, :height, :width].clamp(-1e3, 1e3)
+    grown = torch.nn.functional.interpolate(small, instances.image_size, mode="bilinear")[0] > 0
+    masks = instances.masks_at(instances.image_size)
+    overlap = (grown[:, None] & masks).flatten(2).sum(2) / (grown[:, None] | masks).flatten(2).sum(2)
+    own = overlap.diagonal()
+    assert (own >= overlap.amax(0) - 0.1).all()  # of two like masks, either
+    assert own.mean() > 0.6  # the grid is coarse
+
+
 def test_features(subject: Subject) -> None:
     widths = set()
     for instances in subject.recorded[0]:
-        _, features = evidence(instances)
+        features = evidence(instances)[-1]
         assert features.isfinite().all()
         assert len(features.unique(dim=0)) > 1  # not one and the same vector for all
         widths.add(features.shape[1])
@@ -158,6 +186,8 @@ def test_features(subject: Subject) -> None:
 
 
 def test_candidates_hold_every_kept_box(subject: Subject) -> None:
+    if not subject.info.candidates:
+        pytest.skip("the host declares that there are none")
     for frame in subject.recorded[1]:
         found, kept = frame.candidates, frame.instances
         assert found is not None
@@ -215,10 +245,12 @@ def test_indexing_and_devices_keep_rows_together(subject: Subject) -> None:
 
 
 def test_zero_detections(subject: Subject) -> None:
-    with attach(subject.model, Monitor(), strict=True):
-        outputs = subject.run(nothing=True)
-    for output, some in zip(outputs, subject.recorded[0], strict=True):
-        instances = subject.case.instances(output)
+    with attach(subject.model, Monitor(), strict=True) as handle:
+        if subject.case.prompts is not None:  # it answers whatever it is asked for
+            found: list[Any] = list(handle.predict(subject.images, **subject.case.options(subject.images, True)))
+        else:
+            found = [subject.case.instances(output) for output in subject.run(nothing=True)]
+    for instances, some in zip(found, subject.recorded[0], strict=True):
         assert instances is not None
         assert len(instances) == 0
         assert instances.reliability.shape == (0,)
@@ -241,9 +273,7 @@ def test_one_image(subject: Subject) -> None:
         hooked = subject.run(alone)
     same(subject.case, bare, hooked)
     assert len(recorder.frames) == 1
-    logits, features = evidence(recorder.frames[0].instances)
-    assert logits.isfinite().all()
-    assert features.isfinite().all()
+    assert all(values.isfinite().all() for values in evidence(recorder.frames[0].instances))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -266,7 +296,7 @@ def test_autocast(subject: Subject) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         try:
             bare = subject.run()
-        except (RuntimeError, NotImplementedError) as e:
+        except (RuntimeError, NotImplementedError, TypeError) as e:
             pytest.skip(f"the bare detector does not run: {str(e).splitlines()[0]}")
         with attach(subject.model, Monitor(), strict=True):
             hooked = subject.run()
@@ -280,7 +310,9 @@ def check_rounded(found: list[Instances | None], case: Case, dtype: torch.dtype)
     for instances in found:
         assert instances is not None
         probabilities = instances.probabilities()
-        assert probabilities is not None
+        if probabilities is None:  # no classes: features are all that a row is given
+            matched += int(evidence(instances)[-1].isfinite().all(1).sum())
+            continue
         known = ~probabilities.isnan().any(1)
         own = probabilities[torch.arange(len(instances)), instances.labels][known]
         if case.score_is_probability:
@@ -383,8 +415,8 @@ def test_memory_does_not_grow(subject: Subject) -> None:
 
 def test_handle_predicts(subject: Subject) -> None:
     with attach(subject.model, Monitor(), strict=True) as handle:
-        found = handle.predict(subject.images)
-        assert handle.predict([]) == []
+        found = handle.predict(subject.images, **subject.case.options(subject.images))
+        assert handle.predict([], **subject.case.options([])) == []
     for instances, image in zip(found, subject.images, strict=True):
         assert instances.image_size == image.shape[:2]
         assert len(instances) > 0

@@ -16,6 +16,7 @@ from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import FAMILIES, REQUIREMENTS, Signal, create
 
 from .clip_fake import FakeEncoder
+from .prompted_fake import Prompting
 
 NAMES = dict(enumerate(["cat", "dog", "car", "traffic_light", "cup"]))
 ENCODER = FakeEncoder()
@@ -66,8 +67,14 @@ def frame(n: int, head: str = "sigmoid", candidates: int = 200, seed: int = 0) -
     view = View(torch.rand(3, 160, 160, generator=g), offset=(0.0, 20.0))
     maps = {name: torch.randn(8, 160 // s, 160 // s, generator=g) for name, s in zip(MAPS, (4, 8, 16), strict=True)}
     look = Look(view.pixels, logits, maps, torch.arange(n))
-    return embedded(Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True, look,
-                          known, lambda: Pool(raw.boxes, around_logits)))
+    return asked(embedded(Frame(instances, view, raw, maps, lambda pixels, dropout=False: [raw] * len(pixels), True,
+                                look, known, lambda: Pool(raw.boxes, around_logits))))
+
+
+def asked(given: Frame) -> Frame:
+    """As a promptable segmenter gives it, its objects prompted with their boxes."""
+    prompting = Prompting(given.instances.boxes)
+    return replace(given, prompted=prompting, mask_logits=prompting.logits)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def chosen(given: Frame, rows: Tensor) -> Frame:
     known = replace(known, inputs=known.inputs[rows], which=known.which[rows])
     assert isinstance(given.look, Look)
     look = replace(given.look, rows=given.look.rows[rows])
-    return embedded(replace(given, instances=given.instances[rows], classifier=known, look=look))
+    return asked(embedded(replace(given, instances=given.instances[rows], classifier=known, look=look)))
 
 
 def cast(given: Classifier, dtype: torch.dtype) -> Classifier:
@@ -192,7 +199,7 @@ class TestEverySignal:
 
     def test_half_precision(self, name: str) -> None:
         signal, full = fitted(name), frame(7)
-        half = embedded(Frame(
+        half = asked(embedded(Frame(
             full.instances.to(torch.float16),
             View(full.view.pixels.half(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(full.candidates.boxes.half(), full.candidates.scores.half(), full.candidates.labels),  # type: ignore[union-attr]
@@ -202,9 +209,9 @@ class TestEverySignal:
             full.look,
             cast(full.classifier, torch.float16),  # type: ignore[arg-type]
             full.pool,
-        ))
+        )))
         # the reference reads the same rounded numbers, as float32
-        again = embedded(Frame(
+        again = asked(embedded(Frame(
             half.instances.to(torch.float32),
             View(half.view.pixels.float(), full.view.scale, full.view.offset),  # type: ignore[union-attr]
             Candidates(half.candidates.boxes.float(), half.candidates.scores.float(), half.candidates.labels),  # type: ignore[union-attr]
@@ -214,7 +221,7 @@ class TestEverySignal:
             full.look,
             cast(half.classifier, torch.float32),  # type: ignore[arg-type]
             full.pool,
-        ))
+        )))
         given = signal(half)
         assert all(column.dtype == torch.float32 for column in given.values())
         torch.testing.assert_close(given, signal(again), rtol=1e-4, atol=1e-5, equal_nan=True)
