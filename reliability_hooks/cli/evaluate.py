@@ -5,28 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from .. import __version__
 from ..config import Settings
 from ..evaluation.bootstrap import Estimate, image_bootstrap
 from ..evaluation.datasets import GroundTruth
-from ..evaluation.diagram import reliability_diagram
+from ..evaluation.diagram import ReliabilityDiagram, reliability_diagram
 from ..evaluation.labels import labelled, truth_of
-from ..evaluation.selective import risk_coverage
+from ..evaluation.selective import RiskCoverage, risk_coverage
 from ..evaluation.summary import CALIBRATION_METRICS, evaluate
 from ..export.coco import write_json
 from ..hook import attach
 from ..instances import Instances
 from ..monitor import Monitor
+from ..report.html import write_page
 from .collect import Collector, expanded, jobs_of, labelled_images
 from .common import guarded, open_detector, parser, settings_of, terminal
+from .html_report import Gathered, add_flag, page_path
+from .pages import evaluation_page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = (
     "d_ece", "brier", "nll", "auroc", "aupr_error", "fpr95_error", "augrc", "excess_augrc", "la_ece_0", "lrp_optimal",
@@ -40,8 +45,14 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate") -> int:
                ["detector", "host", "device", "conf", "batch", "monitor", "images", "annotations", "conditions"])
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--out", metavar="DIR", default="runs/evaluate", help="directory of the results")
+    add_flag(p)
     args = p.parse_intermixed_args(list(argv))
-    return guarded(lambda: evaluate_monitor(settings_of(args, args.opts), Path(args.out)), args.debug)
+
+    def run() -> int:
+        out = Path(args.out)
+        return evaluate_monitor(settings_of(args, args.opts), out, page_path(args.report, out))
+
+    return guarded(run, args.debug)
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,13 @@ class Found:
     conditions: list[str]
 
 
-def evaluate_monitor(settings: Settings, out: Path) -> int:
+def evaluate_monitor(settings: Settings, out: Path, report: Path | None = None) -> int:
     """Write `out/evaluation.json`, `reliability.png`, `risk_coverage.png` and, for several, `conditions.png`.
+
+    Args:
+        settings: Detector, monitor and data.
+        out: Directory.
+        report: Where an HTML page of it all goes.
 
     Returns:
         0, or 1 where some images could not be read.
@@ -67,17 +83,25 @@ def evaluate_monitor(settings: Settings, out: Path) -> int:
         dataset = labelled_images(handle, settings, console)
         collector = Collector(handle, settings, None)
         rows = list(collector.collect(jobs_of(dataset, settings), console))
+        names = handle.host.class_names()
     found = Found([(i, t) for _, i, t in rows], [str(r.id) for (r, _), _, _ in rows], [c for (_, c), _, _ in rows])
     results = {"detector's score": measure(found, None), "reliability": measure(found, "reliability")}
     table = by_condition(found, monitor)
     verdicts = precision_of_verdicts(found, monitor)
     out.mkdir(parents=True, exist_ok=True)
-    draw(found, monitor, results, table, out)
+    judged = judgements(found, monitor)
+    drawings = draw(judged, results, table)
+    for name, drawing in drawings.items():
+        drawing.savefig(out / f"{name}.png", dpi=150)
     write_json(out / "evaluation.json", {
         "version": __version__, "settings": asdict(settings), "failed": collector.failed, "verdicts": verdicts,
         "metrics": {row: {name: asdict(e) for name, e in line.items()} for row, line in results.items()},
         "conditions": {c: {row: asdict(e) for row, e in line.items()} for c, line in table.items()},
     })
+    if report is not None:
+        write_page(report, evaluation_page(Gathered(monitor, names), settings, rows, judged.diagrams, drawings,
+                                           results, SHOWN, verdicts, table, collector.failed))  # fmt: skip
+        console.print(f"written: {report}", highlight=False)
     _print(console, results, verdicts, out)
     for failure in collector.failed:
         console.print(f"failed: {failure}", style="red")
@@ -127,35 +151,46 @@ def precision_of_verdicts(found: Found, monitor: Monitor) -> list[dict[str, Any]
     ]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the diagrams show: reliability diagram and risk-coverage curve of score and reliability."""
+
+    diagrams: dict[str, ReliabilityDiagram]
+    curves: dict[str, RiskCoverage]
+
+
+def judgements(found: Found, monitor: Monitor) -> Judged:
+    """Of the detections whose reliability is known."""
+    rows, correct, _, image = labelled(found.pairs, monitor.terms.iou_threshold)
+    known = rows.reliability.isfinite()
+    y, photograph = correct[known].numpy(), np.array(found.photographs)[image[known].numpy()]
+    judged = {"detector's score": rows.scores[known].double().numpy(),
+              "reliability": rows.reliability[known].double().numpy()}  # fmt: skip
+    return Judged(
+        {name: reliability_diagram(p, y, image_ids=photograph) for name, p in judged.items()},
+        {name: risk_coverage(p, y) for name, p in judged.items()},
+    )
+
+
 def draw(
-    found: Found, monitor: Monitor, results: Mapping[str, Mapping[str, Estimate]],
-    table: Mapping[str, Mapping[str, Estimate]], out: Path,
-) -> None:
-    """The diagrams as PNG."""
+    judged: Judged, results: Mapping[str, Mapping[str, Estimate]], table: Mapping[str, Mapping[str, Estimate]]
+) -> dict[str, Figure]:
+    """The diagrams by the name of their file; that of the conditions where there are several."""
     from matplotlib.figure import Figure
 
     from ..report.plots import plot_conditions, plot_reliability, plot_risk_coverage
 
-    rows, correct, _, image = labelled(found.pairs, monitor.terms.iou_threshold)
-    known = rows.reliability.isfinite()
-    y, photograph = correct[known].numpy(), np.array(found.photographs)[image[known].numpy()]
-    judged: dict[str, Tensor] = {"detector's score": rows.scores[known], "reliability": rows.reliability[known]}
-
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    for ax, (name, p) in zip(figure.subplots(1, 2), judged.items(), strict=True):
-        diagram = reliability_diagram(p.double().numpy(), y, image_ids=photograph)
+    drawings = {"reliability": (figure := Figure(figsize=(8.4, 4.4), layout="constrained"))}
+    for ax, (name, diagram) in zip(figure.subplots(1, 2), judged.diagrams.items(), strict=True):
         plot_reliability(ax, diagram, results[name]["d_ece"], name)
-    figure.savefig(out / "reliability.png", dpi=150)
 
-    figure = Figure(figsize=(4.8, 4.0), layout="constrained")
-    curves = {name: risk_coverage(p.double().numpy(), y) for name, p in judged.items()}
-    plot_risk_coverage(figure.subplots(), curves)
-    figure.savefig(out / "risk_coverage.png", dpi=150)
+    drawings["risk_coverage"] = figure = Figure(figsize=(4.8, 4.0), layout="constrained")
+    plot_risk_coverage(figure.subplots(), judged.curves)
 
     if len(table) > 1:
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        drawings["conditions"] = figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         plot_conditions(figure.subplots(), table, "D-ECE", better="lower")
-        figure.savefig(out / "conditions.png", dpi=150)
+    return drawings
 
 
 def _stacked(pairs: Sequence[tuple[Instances, GroundTruth]]) -> tuple[Instances, np.ndarray]:

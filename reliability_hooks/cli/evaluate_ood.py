@@ -20,9 +20,12 @@ from ..evaluation.severity import severity_correlation
 from ..export.coco import write_json
 from ..hook import attach
 from ..monitor import Monitor
+from ..report.html import write_page
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
+from .html_report import add_flag, page_path
 from .ood_report import draw, print_scores, print_tables, write_tables
 from .ood_rows import Seen, collect, costs, degraded, threshold_at
+from .pages import ood_page
 
 
 def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate-ood") -> int:
@@ -32,15 +35,26 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks evaluate-ood") -> i
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of settings")
     p.add_argument("--out", metavar="DIR", default="runs/ood", help="directory of the results")
     p.add_argument("--list", action="store_true", help="show which scores there are, with paper and needs, and end")
+    add_flag(p)
     args = p.parse_intermixed_args(list(argv))
     if args.list:
         print_scores(terminal())
         return 0
-    return guarded(lambda: evaluate_ood(settings_of(args, args.opts), Path(args.out)), args.debug)
+
+    def run() -> int:
+        out = Path(args.out)
+        return evaluate_ood(settings_of(args, args.opts), out, page_path(args.report, out))
+
+    return guarded(run, args.debug)
 
 
-def evaluate_ood(settings: Settings, out: Path) -> int:
+def evaluate_ood(settings: Settings, out: Path, report: Path | None = None) -> int:
     """Write `out/ood.json`, `ood.csv`, `ood.md` and `ood.png`; detections are kept in `out/cache` and serve again.
+
+    Args:
+        settings: Detector, scores and data.
+        out: Directory.
+        report: Where an HTML page of it all goes.
 
     Returns:
         0, or 1 where some images could not be read.
@@ -50,6 +64,9 @@ def evaluate_ood(settings: Settings, out: Path) -> int:
     console = terminal()
     fitted = settings.monitor.path
     monitor = Monitor.load(fitted) if fitted else new_monitor(settings)
+    if monitor.learns and settings.data.bank is None and not fitted:
+        learning = ", ".join(s.name for s in monitor.signals if s.learns)
+        raise ValueError(f"{learning} learn from images without unknown objects: give data.bank, a folder of them")
     out.mkdir(parents=True, exist_ok=True)
     with attach(open_detector(settings), monitor, strict=True) as handle:
         known, unknown, failed = collect(handle, settings, out / "cache", console)
@@ -74,6 +91,9 @@ def evaluate_ood(settings: Settings, out: Path) -> int:
     print_tables(console, tables, follows, seconds, settings)
     console.print(protocol(settings, known), style="dim", highlight=False)
     console.print(f"known objects: mAP {mean_ap.ap:.3f}, AP50 {mean_ap.ap50:.3f}", highlight=False)
+    if report is not None:
+        write_page(report, ood_page(settings, known, unknown, tables, follows, protocol(settings, known), failed))
+        console.print(f"written: {report}", highlight=False)
     console.print(f"written: {out}/ (ood.json, ood.csv, ood.md, ood.png)", highlight=False)
     for failure in failed:
         console.print(f"failed: {failure}", style="red")

@@ -28,8 +28,12 @@ from ..images import ImageError, find_images, read_image
 from ..instances import Instances
 from ..monitor import Monitor
 from ..reasons import Reason
+from ..report.html import write_page
+from ..report.page import DatasetFigures
 from ..report.panel import Signed, draw_panel
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
+from .html_report import Gathered, add_flag, facts_of, page_path
+from .layers import layers_of, remarks_of
 
 CHOICES = ("all", "least-reliable:N", "most-reliable:N", "0,3,7")
 OF_MASKS = ("mask", "boundary")
@@ -55,21 +59,23 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks explain") -> int:
     p.add_argument("--instances", default="least-reliable:5", metavar="WHICH",
                    help=f"{', '.join(CHOICES)} of each image (default: %(default)s)")
     p.add_argument("--out", default="runs/explain", help="directory of the results (default: %(default)s)")
+    add_flag(p)
     args = p.parse_intermixed_args(list(argv))
 
     def run() -> int:
         which(Instances.empty(), args.instances)  # a typo is said before anything runs
-        return explain_images(settings_of(args, args.opts), args.source, Path(args.out), args.method,
-                              args.target.split(","), args.budget, args.instances, args.doubt)  # fmt: skip
+        out = Path(args.out)
+        return explain_images(settings_of(args, args.opts), args.source, out, args.method, args.target.split(","),
+                              args.budget, args.instances, args.doubt, page_path(args.report, out))  # fmt: skip
 
     return guarded(run, args.debug)
 
 
 def explain_images(
     settings: Settings, source: str, out: Path, method: str, targets: Sequence[str], budget: int | None, chosen: str,
-    doubts: int = 0,
+    doubts: int = 0, report: Path | None = None,
 ) -> int:
-    """Write `out/STEM_K.png` and `out/STEM.npz` for each image, and `out/explanations.json`.
+    """Write `out/STEM_K.png` and `out/STEM.npz` for each image, `out/explanations.json` and, where asked, `report`.
 
     Returns:
         0, or 1 where some images could not be read; the others are explained all the same.
@@ -86,6 +92,7 @@ def explain_images(
     taken: set[str] = set()
     with attach(open_detector(settings), monitor, strict=True) as handle, Progress(console=console) as progress:
         names = handle.host.class_names()
+        gathered = None if report is None else Gathered(monitor, names)
         for path in progress.track(files, description="explaining"):
             stem = unique_stem(path, taken)
             try:
@@ -114,7 +121,16 @@ def explain_images(
             for k, index in enumerate(some.tolist()):
                 rows.append(_draw(out / f"{stem}_{index}.png", image, made, k, names, reasons[k], tried[k], path.name,
                                   named[index], places))  # fmt: skip
+            if gathered is not None:
+                at, size = list(enumerate(some.tolist())), (image.shape[0], image.shape[1])
+                maps = {i: layers_of(made, k, size, _signed(places, k)) for k, i in at}
+                said = {i: remarks_of(tried[k], named[i], places.words[k] if places else "") for k, i in at}
+                gathered.add(path.name, image, found, maps=maps, remarks=said)
     write_json(out / "explanations.json", rows)
+    if report is not None and gathered is not None:
+        facts = facts_of(settings, source, gathered.seen, len(gathered.reliability))
+        write_page(report, gathered.page("What the detections rest on", facts, DatasetFigures(), failed))
+        console.print(f"written: {report}", highlight=False)
     console.print(f"written: {out}/ ({len(rows)} panels, arrays as .npz, explanations.json)", highlight=False)
     if rows and monitor.judge and not doubts:
         console.print("--doubt 64 would show where the doubt lies, in about "

@@ -23,9 +23,12 @@ from ..images import ImageError, find_images, is_video, read_image, read_video
 from ..instances import Instances
 from ..monitor import Monitor
 from ..reliability.drift import DriftState
+from ..report.html import write_page
 from ..report.overlay import draw
 from ..signals.condition import worst
 from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
+from .html_report import Gathered, add_flag, page_path
+from .pages import predict_page
 
 FORMATS = {"coco": (write_json, "json"), "parquet": (write_parquet, "parquet")}
 """What `predictions` can be, who writes it, and how its file ends."""
@@ -40,6 +43,8 @@ class Run:
     failed: list[dict[str, str]] = field(default_factory=list)
     images: int = 0
     drift: DriftState | None = None
+    evidence: list[float] = field(default_factory=list)
+    """Of drift, after each image."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,20 @@ def main(argv: Sequence[str], prog: str = "reliability-hooks predict") -> int:
     p.add_argument("--annotations", help="COCO json whose image and category ids the predictions shall use")
     p.add_argument("--format", choices=FORMATS, default="coco",
                    help="of the predictions: COCO results (predictions.json) or a table (predictions.parquet)")
+    add_flag(p)
     args = p.parse_intermixed_args(list(argv))
 
     def run() -> int:
-        return predict(settings_of(args, args.opts), args.source, Path(args.out), args.annotations, args.format)
+        out = Path(args.out)
+        return predict(settings_of(args, args.opts), args.source, out, args.annotations, args.format,
+                       page_path(args.report, out))  # fmt: skip
 
     return guarded(run, args.debug)
 
 
 def predict(
-    settings: Settings, source: str, out: Path, annotations: str | None = None, format: str = "coco"
+    settings: Settings, source: str, out: Path, annotations: str | None = None, format: str = "coco",
+    report: Path | None = None,
 ) -> int:
     """Write `out/NAME.jpg` for each image (`NAME.mp4` for a video), `out/predictions.json`, `out/run.json`.
 
@@ -81,6 +90,7 @@ def predict(
         out: Directory.
         annotations: COCO json whose ids are used.
         format: A key of `FORMATS`.
+        report: Where an HTML page of it all goes.
 
     Returns:
         0, or 1 where some images could not be read or detected on; the others are written all the same.
@@ -100,6 +110,7 @@ def predict(
         Progress(console=console) as progress,
     ):
         names = handle.host.class_names()
+        gathered = None if report is None else Gathered(monitor, names)
         phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
         task = progress.add_task("detecting", total=len(files))
         with _Videos(out) as videos:
@@ -108,6 +119,7 @@ def predict(
                     run.images += 1
                     if monitor.drift is not None and item.video is None:  # frames of a video depend on their neighbours
                         run.drift = monitor.drift.update(instances)
+                        run.evidence.append(run.drift.evidence)
                     reasons = [[r for r in row if r.change < -0.02] for row in monitor.reasons(instances)]
                     words = [[f"{r.phrase} ({r.change:+.2f})" for r in row] for row in reasons]
                     conditions = worst(instances, phrases)
@@ -115,6 +127,8 @@ def predict(
                                 for row, c in zip(reasons, conditions, strict=True)]  # fmt: skip
                     picture = draw(item.pixels, instances, names, captions)
                     videos.write(item, picture) if item.video else _save(picture, out / f"{item.stem}.jpg")
+                    if gathered is not None:
+                        gathered.add(item.name, item.pixels, instances)
                     image_id = image_ids.get(item.name, _image_id(item.stem))
                     run.rows += [
                         {**row, "file_name": item.name, **({"condition": c} if phrases else {})}
@@ -126,6 +140,10 @@ def predict(
         "source": str(source), "detector": settings.detector.weights, "monitor": m.path, "images": run.images,
         "detections": len(run.rows), "failed": run.failed, "drift": None if run.drift is None else asdict(run.drift),
     })
+    if report is not None and gathered is not None:
+        failures = [f"{f['file']}: {f['error']}" for f in run.failed]
+        write_page(report, predict_page(gathered, settings, source, len(run.rows), run.drift, run.evidence, failures))
+        console.print(f"written: {report}", highlight=False)
     _print(console, run, fitted=monitor.judge is not None, predictions=f"predictions.{suffix}")
     return 1 if run.failed else 0
 

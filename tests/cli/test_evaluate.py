@@ -29,7 +29,7 @@ def test_table_json_and_diagrams(
 ) -> None:
     status = main(["evaluate", "--detector", detector, "--monitor", str(monitor), "--images",
                    str(shared / "data/coco/val2017"), "--annotations", str(held_out), "--conditions", "clean,low_light",
-                   "--out", str(tmp_path), *SMALL])
+                   "--report", "--out", str(tmp_path), *SMALL])
     assert status == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())
     score, ours = found["metrics"]["detector's score"], found["metrics"]["reliability"]
@@ -43,6 +43,15 @@ def test_table_json_and_diagrams(
     for name in ("reliability.png", "risk_coverage.png", "conditions.png"):
         assert read_image(tmp_path / name).std() > 10
     assert "D-ECE" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in ("Does the reliability keep its promise?", "What is gained", "D-ECE under each condition", "Verdicts"):
+        assert words in page
+    shown = json.loads(page.partition('id="page">')[2].partition("</script>")[0])
+    assert [i["seen"] for i in shown["images"]] == ["clean"] * 16 + ["low light"] * 16
+    truths = [row["correct"] for row in shown["instances"] if "correct" in row]
+    assert len(truths) == sum(v["detections"] for v in found["verdicts"])
+    right = sum(v["detections"] * v["precision"] for v in found["verdicts"] if v["detections"])
+    assert sum(truths) == pytest.approx(right)
 
 
 def test_what_is_missing_is_said(detector: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def config(shared: Path, detector: str, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_table_csv_markdown_and_picture(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate-ood", "--config-file", str(config), "--out", str(tmp_path)]) == 0
+    assert main(["evaluate-ood", "--config-file", str(config), "--out", str(tmp_path), "--report"]) == 0
     shown = capsys.readouterr().out
     assert "raccoon (near)" in shown
     assert "AUROC" in shown
@@ -64,6 +64,9 @@ def test_table_csv_markdown_and_picture(config: Path, tmp_path: Path, capsys: py
     assert {row["score"] for row in rows} == set(table)
     assert "| ood/knn/score |" in (tmp_path / "ood.md").read_text()
     assert read_image(tmp_path / "ood.png").std() > 10
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in ("How well each score tells unknown objects", "Scores of ", "raccoon (near)", "Spearman"):
+        assert words in page
 
 
 def test_the_list_names_every_score_with_its_paper(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,12 @@ def test_panels_arrays_and_reasons(shared: Path, detector: str, monitor: Path, t
     out = tmp_path / "out"
     status = main(["explain", str(photograph), "--detector", detector, "--monitor", str(monitor), "--out", str(out),
                    "--conf", "0.25", "--instances", "least-reliable:2", "--target", "class,mask",
-                   "--budget", "16", *SMALL])
+                   "--budget", "16", "--report", str(tmp_path / "r.html"), *SMALL])
     assert status == 0
+    page = json.loads((tmp_path / "r.html").read_text().partition('id="page">')[2].partition("</script>")[0])
+    explained = [row for row in page["instances"] if "maps" in row]
+    assert [[m["name"] for m in row["maps"]] for row in explained] == [["class"]] * 2
+    assert len(page["instances"]) >= 2
     rows = json.loads((out / "explanations.json").read_text())
     assert len(rows) == 2
     arrays = np.load(out / f"{photograph.stem}.npz")

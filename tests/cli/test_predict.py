@@ -162,3 +162,49 @@ def test_a_table_of_the_detections_of_any_callable(tmp_path: Path, capsys: pytes
     assert table["geometry/width"] == pytest.approx([np.log(28)])
     assert not (tmp_path / "out/predictions.json").exists()
     assert "predictions.parquet" in capsys.readouterr().out
+
+
+def report_of(path: Path) -> dict:
+    """What the page's script works on."""
+    return json.loads(path.read_text(encoding="utf-8").partition('id="page">')[2].partition("</script>")[0])
+
+
+def test_a_report(shared: Path, detector: str, monitor: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed")
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for path in photographs(shared)[:2]:
+        (source / path.name).write_bytes(path.read_bytes())
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(source / "z_black.png")
+    (source / "broken.jpg").write_text("no image")
+    status = main(["predict", str(source), "--detector", detector, "--monitor", str(monitor), "--report", "--out",
+                   str(out), "--conf", "0.1", *SMALL])  # fmt: skip
+    assert status == 1
+    page, found = report_of(out / "report.html"), rows(out)
+    assert [image["name"] for image in page["images"]] == [*(p.name for p in photographs(shared)[:2]), "z_black.png"]
+    assert len(page["instances"]) == len(found)
+    for shown, row in zip(page["instances"], found, strict=True):
+        assert shown["name"] == row["category_name"]
+        assert shown["r"] == pytest.approx(row["reliability"], abs=1e-4)
+        assert shown["ood"]["p"] == pytest.approx(row["columns"]["ood_p_value"], abs=1e-4)
+        assert page["calibration"][shown["ood"]["cell"]]["images"] > 0
+        assert len(shown["shares"]) >= 3
+    text = (out / "report.html").read_text(encoding="utf-8")
+    for words in ("broken.jpg", "Drift against the calibration images", "How unusual the objects are", "Classes"):
+        assert words in text
+
+
+def test_a_report_without_a_monitor_and_one_that_has_no_place(
+    shared: Path, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed")
+    file = tmp_path / "there/r.html"
+    given = ["predict", str(photographs(shared)[0]), "--detector", detector, "--out", str(tmp_path), "--report"]
+    assert main([*given, str(file), *SMALL]) == 0
+    page = report_of(file)
+    assert not page["fitted"]
+    assert {row["r"] for row in page["instances"]} == {None}
+    assert "No monitor was fitted" in file.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*given, *SMALL])
+    assert "does not end in .html" in capsys.readouterr().err
