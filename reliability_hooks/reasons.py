@@ -44,7 +44,7 @@ def lowering(
         instances: With the columns.
         top: How many.
     """
-    if judge is None or len(instances) == 0:
+    if judge is None or not _answered(instances):
         return [[] for _ in range(len(instances))]
     changes = judge.contributions(instances)
     typical = dict(zip(judge.model.table.names, judge.model.table.center[1:].tolist(), strict=True))
@@ -74,7 +74,7 @@ def shares(
         phrases: As for `lowering`.
         instances: As for `lowering`.
     """
-    if judge is None or len(instances) == 0:
+    if judge is None or not _answered(instances):
         return [[] for _ in range(len(instances))]
     found = judge.shares(instances)
     values = torch.stack(list(found.values()), 1).nan_to_num().tolist()
@@ -86,3 +86,8 @@ def shares(
         row = [Reason(n, said.get((n, c > 0), WORDS.get(n, n)), c) for n, c in zip(found, changes, strict=True)]
         out.append(sorted(row, key=lambda r: -abs(r.change)))
     return out
+
+
+def _answered(instances: Instances) -> bool:
+    """Whether there is a reliability to explain: after a fault of a hook no column is there."""
+    return bool(instances.columns.get("reliability", instances.scores * torch.nan).isfinite().any())

@@ -15,6 +15,7 @@ from reliability_hooks import Instances, Monitor, attach
 from reliability_hooks.evaluation.datasets import GroundTruth
 from reliability_hooks.evaluation.labels import labelled
 from reliability_hooks.frame import Candidates, Frame, View
+from reliability_hooks.monitor import without_answer
 from reliability_hooks.reliability.caution import chance_known
 from reliability_hooks.reliability.state import StateError
 from reliability_hooks.signals.base import PRESETS, Signal, create
@@ -283,6 +284,13 @@ def test_reasons_name_what_speaks_against(fitted: Monitor) -> None:
     reason = fitted.reasons(out, top=1)[doubted][0]
     assert (reason.column, reason.phrase) == ("tell/value", "looks wrong")
     assert reason.change < -0.2
+
+
+def test_after_a_fault_there_are_no_reasons(fitted: Monitor) -> None:
+    bare = without_answer(scene(3)[0].instances)
+    assert bare.reliability.isnan().all()
+    for found in (fitted.reasons(bare), fitted.shares(bare)):
+        assert found == [[]] * len(bare)
 
 
 def test_a_signal_that_learns(tmp_path: Path) -> None:
