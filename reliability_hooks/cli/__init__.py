@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 COMMANDS = {
+    "demo": "the embedded detector on packaged photographs and what can befall them: a page to look at",
     "predict": "detect, score every object, write annotated pictures and predictions.json",
     "calibrate": "fit a monitor for a detector on labelled images",
     "evaluate": "judge a monitor on labelled images that it was not fitted on",

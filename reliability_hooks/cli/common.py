@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from ..config import Settings, load_settings
 from ..hosts.base import load
+from ..hosts.torchvision_demo import MONITOR
 from ..monitor import Monitor
 from ..reliability.judge import Terms
 from ..signals.base import create
@@ -22,12 +24,12 @@ from ..signals.condition import Condition
 T = TypeVar("T")
 
 FLAGS = {
-    "detector": ("detector.weights", "weights file (YOLO .pt), or HOST:SPEC such as torchvision:fasterrcnn_...:w.pth"),
+    "detector": ("detector.weights", "weights file (YOLO .pt), HOST:SPEC as torchvision:fasterrcnn_...:w.pth, or demo"),
     "host": ("detector.host", "framework of the detector, where its file does not tell"),
     "device": ("detector.device", "cpu, cuda, cuda:1 ..."),
     "conf": ("detector.predict.conf", "score cut of the detector"),
     "batch": ("batch", "images in one call of the detector"),
-    "monitor": ("monitor.path", "directory of a fitted monitor"),
+    "monitor": ("monitor.path", "directory of a fitted monitor, or demo: that of the embedded detector"),
     "images": ("data.images", "directory of labelled images"),
     "annotations": ("data.annotations", "their COCO instances.json"),
     "conditions": ("data.conditions", "`all`, or comma-separated: clean,blur,noise,low_light,..."),
@@ -50,7 +52,10 @@ def settings_of(args: argparse.Namespace, opts: Sequence[str]) -> Settings:
     """The config file, then flags, then overrides."""
     chosen = [(f, getattr(args, f)) for f in FLAGS if getattr(args, f, None) is not None]
     pairs = [x for f, value in chosen for x in (FLAGS[f][0], f"[{value}]" if f == "conditions" else value)]
-    return load_settings(args.config_file, [*pairs, *opts])
+    settings = load_settings(args.config_file, [*pairs, *opts])
+    if settings.monitor.path == "demo":
+        settings = replace(settings, monitor=replace(settings.monitor, path=str(MONITOR)))
+    return settings
 
 
 def guarded(run: Callable[[], int], debug: bool) -> int:

@@ -93,6 +93,8 @@ def with_object_iou(instances: Instances, truth: GroundTruth, objects: np.ndarra
     Raises:
         ValueError: There are no masks, or the size of the image is not known.
     """
+    if len(instances) == 0:
+        return instances.with_columns({OBJECT_IOU: torch.zeros(0, device=instances.device)})
     if instances.masks is None or instances.image_size is None or (truth.masks is None and len(truth)):
         raise ValueError("masks of instances and of every annotated object are needed, and the size of the image")
     from .masks import MaskIoU, as_rle, encode
