@@ -12,6 +12,7 @@ from reliability_hooks.cli import collect, main
 from reliability_hooks.cli.collect import degrade, label_names
 from reliability_hooks.config import load_settings
 from reliability_hooks.evaluation.corruptions import CONDITIONS
+from reliability_hooks.evaluation.datasets import GroundTruth
 from reliability_hooks.hosts.base import Host
 
 
@@ -40,9 +41,9 @@ def test_a_second_run_detects_nothing_anew(
     seen: list[int] = []
     original = collect.Collector._detect
 
-    def counting(self: collect.Collector, images: list[np.ndarray]) -> list[Instances]:
+    def counting(self: collect.Collector, images: list[np.ndarray], known: list[GroundTruth | None]) -> list[Instances]:
         seen.append(len(images))
-        return original(self, images)
+        return original(self, images, known)
 
     monkeypatch.setattr(collect.Collector, "_detect", counting)
     first = json.loads((monitor / "report.json").read_text())["metrics"]

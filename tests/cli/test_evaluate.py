@@ -93,7 +93,8 @@ def test_the_cache_serves_fewer_signals_and_remembers_lessons(
     known.write_text(json.dumps({**data, "images": own, "annotations": kept}))
     seen: list[int] = []
     original = collect.Collector._detect
-    monkeypatch.setattr(collect.Collector, "_detect", lambda self, x: seen.append(len(x)) or original(self, x))
+    monkeypatch.setattr(collect.Collector, "_detect",
+                        lambda self, x, truths: seen.append(len(x)) or original(self, x, truths))
 
     def calibrate(signals: str, *more: str) -> int:
         seen.clear()

@@ -31,8 +31,8 @@ KEPT = 20
 Run = Callable[[np.ndarray], Any]
 
 
-def rt_detr() -> tuple[Any, dict[str, Any], Run, str]:
-    """Model, what `attach` needs beside it, one call, preset."""
+def rt_detr() -> tuple[Any, dict[str, Any], Run]:
+    """Model, what `attach` needs beside it, one call."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 
     torch.manual_seed(0)
@@ -43,10 +43,10 @@ def rt_detr() -> tuple[Any, dict[str, Any], Run, str]:
         threshold = float(outputs.logits.sigmoid().flatten().topk(KEPT + 1).values[-1])
         return processor.post_process_object_detection(outputs, threshold, [image.shape[:2]])
 
-    return model, {"processor": processor}, run, "cheap"
+    return model, {"processor": processor}, run
 
 
-def mask_rcnn() -> tuple[Any, dict[str, Any], Run, str]:
+def mask_rcnn() -> tuple[Any, dict[str, Any], Run]:
     """Detectron2's, ResNet-50 FPN at 800 pixels."""
     from detectron2.modeling import build_model
 
@@ -59,10 +59,10 @@ def mask_rcnn() -> tuple[Any, dict[str, Any], Run, str]:
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     spread(model, [as_input(photographs(1)[0], "BGR", 200, 333)])
-    return model, {}, lambda image: model([as_input(image, "BGR", 800, 1333)]), "cheap"
+    return model, {}, lambda image: model([as_input(image, "BGR", 800, 1333)])
 
 
-def sam() -> tuple[Any, dict[str, Any], Run, str]:
+def sam() -> tuple[Any, dict[str, Any], Run]:
     """ViT-B of segment_anything, an image and ten boxes."""
     from segment_anything import SamPredictor, sam_model_registry
 
@@ -74,13 +74,14 @@ def sam() -> tuple[Any, dict[str, Any], Run, str]:
         h, w = image.shape[:2]
         return [predictor.predict(box=np.array([k * w / 12, h / 8, (k + 2) * w / 12, h / 2])) for k in range(10)]
 
-    return predictor, {}, run, "sam"
+    return predictor, {}, run
 
 
 MODELS = {
-    "transformers": ("transformers", "RT-DETR R50, 640", rt_detr),
-    "detectron2": ("detectron2", "Mask R-CNN R50 FPN, 800", mask_rcnn),
-    "segment_anything": ("segment_anything", "SAM ViT-B, 1024, ten boxes one by one", sam),
+    "transformers": ("RT-DETR R50, 640", rt_detr, "cheap"),
+    "detectron2": ("Mask R-CNN R50 FPN, 800", mask_rcnn, "cheap"),
+    "segment_anything": ("SAM ViT-B, 1024, ten boxes one by one", sam, "cheap"),
+    "segment_anything, five passes of the decoder more": ("the same", sam, "sam"),
 }
 
 
@@ -89,9 +90,9 @@ def photographs(count: int) -> list[np.ndarray]:
     return [read_image(p) for p in sorted((SHARED / "data/coco/val2017").glob("*.jpg"))[:count]]
 
 
-def overhead(build: Callable[[], tuple[Any, dict[str, Any], Run, str]], rounds: int) -> tuple[float, float]:
+def overhead(build: Callable[[], tuple[Any, dict[str, Any], Run]], preset: str, rounds: int) -> tuple[float, float]:
     """CPU seconds of the bare call, and the median of the ratios of pairs."""
-    model, options, run, preset = build()
+    model, options, run = build()
     images, pairs = photographs(4), []
     with torch.inference_mode():
         run(images[0])
@@ -145,11 +146,12 @@ def main() -> None:
     torch.set_num_threads(1)
     rounds, images = (1, 60) if args.quick else (args.rounds, args.images)
     table, figures = [], {}
-    for host, (package, name, build) in MODELS.items():
+    for host, (name, build, preset) in MODELS.items():
+        package = host.partition(",")[0]
         if find_spec(package) is not None:
-            seconds, ratio = overhead(build, rounds)
-            table.append({"host": host, "model": name, "bare_seconds": seconds, "ratio": ratio})
-            figures[f"overhead_ratio_{host}"] = ratio
+            seconds, ratio = overhead(build, preset, rounds)
+            table.append({"host": host, "model": name, "preset": preset, "bare_seconds": seconds, "ratio": ratio})
+            figures[f"overhead_ratio_{package}_{preset}"] = ratio
     for case in cases():
         megabytes, tensors = growth(case, images)
         key = case.name.partition("/")[0]
