@@ -59,6 +59,7 @@ TEST = [
     "pytest-xdist>=3.5",
     "pytorch-ood>=0.4",
     "ruff>=0.6",
+    "selenium>=4.20",
     "types-PyYAML",
     "uq-detr>=0.1.1",
 ]

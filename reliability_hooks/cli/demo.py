@@ -33,7 +33,7 @@ from .layers import layers_of
 SCORE, APART = 0.7, 0.3
 """Score from which a detection on a photograph as it is counts as one of its objects, and IoU from which a less sure
 one counts as the same once more."""
-EXPLAINED, BUDGET = 2, 32
+EXPLAINED, BUDGET = 2, 24
 """Objects of a photograph whose maps are made, and pictures shown to the detector for them."""
 SAME = 0.5
 """IoU from which a detection of the same class is the same object under another condition."""
