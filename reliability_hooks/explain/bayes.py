@@ -32,8 +32,6 @@ NEAR = 2.0
 """Side of the rectangle with finer cells about an object, over that of its box."""
 FLOOR = 0.1
 """Of the amplitude, where the prior expects nothing."""
-LOW = 1e-3
-"""Of the map's maximum: below it, in their order, lie the places that do not raise the answer."""
 
 
 class BayesRISE(Masking):
@@ -49,8 +47,8 @@ class BayesRISE(Masking):
     the remainder that the evidence chooses from: the same everywhere, about the box, where the gradient is. Without
     gradients, mask and box alone.
 
-    The map is the posterior mean over its maximum (`ranked`); its error the posterior standard deviation on the same
-    scale.
+    The map is the posterior mean, 0 where it is negative, over its maximum; its error the posterior standard deviation
+    on the same scale.
 
     Args:
         grid: See `Masking`, as are p, fill, seed and batch.
@@ -83,7 +81,7 @@ class BayesRISE(Masking):
             raise ValueError("the detector gives no pixels, so that nothing can be masked")
         high, wide = frame.instances.image_size
         whole = frame.view.to_view(found.mean.new_tensor([[0.0, 0.0, wide, high]]))
-        mean, error = (m.view(n, t, h, w) for m in ranked(found.mean, found.error))
+        mean, error = (m.view(n, t, h, w) for m in (found.mean.clamp(min=0), found.error))
         maps = {target.name: [Heat(mean[:, k], whole, error[:, k])] for k, target in enumerate(targets)}
         return Heats(maps, cost.passes, cost.backwards, cost.notes)
 
@@ -162,18 +160,6 @@ class BayesRISE(Masking):
         top = found.mean.flatten(1).amax(1)
         some = top > 0  # false for NaN
         return float((found.error.flatten(1).mean(1)[some] / top[some]).mean()) if bool(some.any()) else 0.0
-
-
-def ranked(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Effects (R, h, w) of either sign as maps in [0, 1] in which the order of all places stays, and their errors.
-
-    A map without a positive effect is 0 everywhere; one of NaN stays so.
-    """
-    highest, lowest = (f(mean.flatten(1), 1)[:, None, None] for f in (torch.amax, torch.amin))
-    some = highest > 0
-    up, down = LOW + (1 - LOW) * mean / highest, LOW * (1 - mean / lowest.clamp(max=-1e-12))
-    scale = torch.where(some, (1 - LOW) / highest, highest * 0)
-    return torch.where(some, torch.where(mean > 0, up, down), mean * 0), error * scale
 
 
 def _soft(maps: Tensor, reach: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from reliability_hooks.evaluation.localisation import energy_inside
 from reliability_hooks.evaluation.sanity import coverage
-from reliability_hooks.explain.bayes import LOW, MOST, BayesRISE, ranked
+from reliability_hooks.explain.bayes import MOST, BayesRISE
 from reliability_hooks.explain.explainer import explain_frame
 from reliability_hooks.explain.masks import GridMasks, NestedMasks
 from reliability_hooks.explain.places import centres
@@ -117,21 +117,3 @@ def test_the_same_seed_gives_the_same_masks_whatever_the_batch() -> None:
     frame = toy()
     one, two = (explain_frame(frame, method="bayes", budget=70, batch=b).maps["joint"] for b in (8, 32))
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
-
-
-def test_maps_keep_the_order_of_effects_of_either_sign() -> None:
-    mean = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    mean[1] = mean[1].abs()
-    error = mean.abs() / 2
-    maps, errors = ranked(mean, error)
-    assert torch.equal(maps.flatten(1).argsort(1), mean.flatten(1).argsort(1))
-    assert float(maps.min()) >= 0
-    torch.testing.assert_close(maps.flatten(1).amax(1), torch.ones(3))
-    up = mean > 0
-    assert bool((maps[~up] <= LOW).all())
-    torch.testing.assert_close(errors[up], (maps[up] - LOW) / 2)
-    flat = torch.stack([mean[0] * 0, mean[0] * 0 - 1, mean[0] * torch.nan])
-    nothing, unsure = ranked(flat, error)
-    assert bool((nothing[:2] == 0).all())
-    assert bool((unsure[:2] == 0).all())
-    assert bool(nothing[2].isnan().all())
