@@ -2,8 +2,9 @@
 
 Photographs of val2017, the joint target of some instances each. Error bars: the share of places where the effects of
 1,024 masks of another seed, with their own error, lie within the 90 % interval of the default budget, and the factor
-that the errors would need for just that share. Seeds: mean rank correlation of two runs. Parameters: rank correlation with the maps of the detector whose last quarter of layers has
-weights drawn anew (Adebayo et al. 2018), at the same raw rows. D-RISE with as many masks and the gradient beside it.
+that the errors would need for just that share. Seeds: mean rank correlation of two runs. Parameters: rank correlation
+with the maps of the detector whose last quarter of layers has weights drawn anew (Adebayo et al. 2018), at the same raw
+rows. D-RISE with as many masks and the gradient beside it.
 """
 
 from __future__ import annotations
