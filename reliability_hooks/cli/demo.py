@@ -128,7 +128,7 @@ def look(handle: Handle, photograph: Photograph, seed: int, gathered: Gathered) 
     clean = seen(CLEAN, photograph.pixels)
     if not photograph.known:
         top = clean[clean.scores.argsort(descending=True)[:1]]
-        return [Line(photograph.name, STRANGE, len(clean), len(clean), float(top.reliability.sum()), [])]
+        return [Line(photograph.name, STRANGE, len(clean), len(clean), float(top.reliability.nanmean()), [])]
     sure = clean[clean.scores >= SCORE]
     objects = sure[nms(sure.boxes, sure.scores, APART)]
     lines = [line(CLEAN, objects, clean)]
@@ -178,7 +178,7 @@ def report(console: Console, lines: Sequence[Line]) -> None:
         strange.add_column(heading, justify="left" if heading == "photograph" else "right")
     for x in lines:
         if x.version == STRANGE:
-            strange.add_row(x.photograph, str(x.objects), number(x.reliability) if x.objects else "-")
+            strange.add_row(x.photograph, str(x.objects), number(x.reliability))
     console.print(strange)
     right, cases = named_right(lines)
     if cases:

@@ -223,6 +223,13 @@ def load(spec: str, host: str | None = None, **options: Any) -> Any:
     return host_class(host).load(spec, **options)
 
 
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """Raise ValueError where one of them is not (H, W, 3) uint8."""
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"images must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))

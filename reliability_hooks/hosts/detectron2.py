@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from ..frame import Candidates, Frame, Glance
 from ..instances import Instances
-from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .base import Hook, Host, Process, Removable, check_images, dropouts, dropping
 from .detectron2_inside import CHANNELS, classifier, maps, shared, view
 from .detectron2_look import can_look, glance, run
 from .detectron2_names import as_input, class_names
@@ -220,9 +220,7 @@ class Detectron2Host(Host):
             raise TypeError(f"unknown option {sorted(options)[0]!r}; detectron2 takes `conf`, `min_size`, `max_size`")
         if self.net.training:
             raise RuntimeError("the model is in training mode and returns losses; call model.eval() first")
-        for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(f"images must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        check_images(images)
         if not len(images):
             return []
         if self.model is not self.net:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from ..frame import Candidates, Frame, Glance, View
 from ..instances import Instances
-from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .base import Hook, Host, Process, Removable, check_images, dropouts, dropping
 from .info import HostInfo
 from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
@@ -208,9 +208,7 @@ class TorchvisionHost(Host):
             raise TypeError(f"unknown option {sorted(options)[0]!r}; torchvision takes `conf`")
         if self.model.training:
             raise RuntimeError("the model is in training mode and returns losses; call model.eval() first")
-        for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(f"images must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+        check_images(images)
         if not len(images):
             return []
         weight = next(self.model.parameters())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .torchvision_demo import load_demo_detector
+from .torchvision_demo import SCORE_THRESH, load_demo_detector
 
 _CLASS_BIAS = (
     "roi_heads.box_predictor.cls_score.bias",  # R-CNN
@@ -47,7 +47,7 @@ def load(
     from torchvision.models import detection, get_model_builder, get_model_weights, list_models
 
     if spec == "demo":
-        demo: nn.Module = load_demo_detector(**options)
+        demo: nn.Module = load_demo_detector(**{"score_thresh": SCORE_THRESH, **options})  # as its monitor knows it
         return demo
     architecture, _, weights = spec.partition(":")
     known = list_models(module=detection)

@@ -112,3 +112,12 @@ def test_rows_of_unknown_objects() -> None:
     assert both.images == 2
     assert both.image.tolist() == [0, 0, 0, 1, 1, 1]
     assert both.right().tolist() == [False, True, False] * 2
+
+
+def test_scores_that_learn_need_a_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one, unknown images would teach them."""
+    config = tmp_path / "ood.yaml"
+    config.write_text("ood: {sets: {unknown: {images: ., annotations: .}}}\nmonitor: {signals: [geometry, ood/knn]}\n")
+    assert main(["evaluate-ood", "--config-file", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert "ood/knn learn from images without unknown objects: give data.bank" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

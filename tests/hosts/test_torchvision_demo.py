@@ -16,7 +16,16 @@ from torchvision.ops import box_iou
 
 from reliability_hooks import Monitor, attach
 from reliability_hooks.evaluation.datasets import read_coco
-from reliability_hooks.hosts.torchvision_demo import CONFIG, FOLDER, WEIGHTS, build, load_demo_detector
+from reliability_hooks.hosts.base import find_host, load
+from reliability_hooks.hosts.torchvision_demo import (
+    CONFIG,
+    FOLDER,
+    MONITOR,
+    SCORE_THRESH,
+    WEIGHTS,
+    build,
+    load_demo_detector,
+)
 from reliability_hooks.images import read_image
 
 detection = pytest.importorskip("torchvision.models.detection")
@@ -71,6 +80,18 @@ def test_output_is_as_torchvision_has_it_and_the_same_again(detector: Any) -> No
         assert (out["labels"] < len(detector.names)).all()
         assert (out["boxes"] >= 0).all()
         assert (out["boxes"] <= torch.tensor([width, height, width, height])).all()
+
+
+def test_by_its_name_it_is_as_its_monitor_knows_it() -> None:
+    assert load("demo").roi_heads.score_thresh == SCORE_THRESH
+    assert load("demo", score_thresh=0.4).roi_heads.score_thresh == 0.4
+    with pytest.raises(ValueError, match="score_thresh"):
+        load("demo", score_thresh=4)
+
+
+def test_the_monitor_in_the_package_is_its_own(detector: Any) -> None:
+    pytest.importorskip("open_clip", reason="open_clip is not installed")
+    Monitor.load(MONITOR).check(find_host(detector).fingerprint)
 
 
 def test_loading_draws_no_random_numbers() -> None:
