@@ -130,9 +130,10 @@ class Probe:
         self.passes += glance is not None
         self.reference = Reference.of(frame, rows, glance)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, graded: bool = False) -> Tensor:
+        """Answers; `graded` ones keep their graph where the pixels require gradients."""
         self.passes += len(pixels)
-        with torch.inference_mode():
+        with torch.inference_mode(not graded):
             found: Sequence[Candidates] | None = None
             glance = None
             if self.look is not None:

@@ -1,9 +1,10 @@
-"""Gradient-shaped Bayesian RISE: few random masks, read with what gradients and the object's shape let one expect.
+"""Bayesian RISE: few random masks, read with what the object's shape and gradients let one expect.
 
 Prior art: GP regression that refines another method's map (Kikuchi et al. 2022, BOREx) and Bayesian linear models of
 perturbations (Zhao et al. 2021, BayLIME; Slack et al. 2021) explain one class of a whole image. Here one set of masks
-serves all instances and targets of an image, the prior's shapes and amplitudes come from each instance's own gradient
-and mask, and the evidence decides for each how far to believe them.
+serves all instances and targets of an image, the prior's shapes and amplitudes come from each instance's own mask and
+gradients, the evidence decides for each how far to believe them, and the pictures that are shown tell twice: by their
+answers and by their gradients.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import cosine_similarity
 
 from ..frame import Frame
 from .base import Heat, Heats
 from .baselines import BoxGaussian, OwnMask
 from .effects import Effects, effects
-from .gradient import JointGradient
 from .masking import Answers, Masking
 from .masks import BLOCK, GridMasks, Masks, NestedMasks
-from .places import bell, centres, resample
+from .places import centres, pooled, softened
+from .slopes import Slopes
 from .targets import Target
 
 SIDE = 64
@@ -32,23 +33,29 @@ NEAR = 2.0
 """Side of the rectangle with finer cells about an object, over that of its box."""
 FLOOR = 0.1
 """Of the amplitude, where the prior expects nothing."""
+TRUSTED = 24
+"""Graded pictures from which slopes count as much as the regression."""
+OWN = 0.12
+"""Of the object itself, over the maximum of the map, where regression and slopes lie evenly on it."""
 
 
 class BayesRISE(Masking):
-    """Effects of places on the target from random masks, by `effects.effects` with a prior of the instance's own.
+    """What places do to the target under random masks: a regression, slopes, and the object itself, added up.
 
-    It is the square root of the target that is taken for a sum: of a product of probabilities that is nearer the truth,
-    and it does not run away near 0 as the logarithm does.
+    The regression is `effects.effects`, of the square root of the target: of a product of probabilities that is nearer
+    to a sum, and it does not run away near 0 as the logarithm does. Shapes that the effect may have: the slopes, the
+    mask, a Gaussian in the box. Amplitudes of the remainder that the evidence chooses from: the same everywhere, about
+    the box, where the slopes are.
+
+    The slopes (`slopes.Slopes`) are the gradients at some of the same pictures. Their backward passes count as
+    pictures of the budget. Without gradients, regression, mask and box alone.
 
     Every other block of masks has half as many cells over the image, and as many again about each object
     (`masks.NestedMasks`): small objects are then taken apart as large ones are.
 
-    Shapes that the effect may have: the gradient map (`JointGradient`), the mask, a Gaussian in the box. Amplitudes of
-    the remainder that the evidence chooses from: the same everywhere, about the box, where the gradient is. Without
-    gradients, mask and box alone.
-
-    The map is the posterior mean, 0 where it is negative, over its maximum; its error the posterior standard deviation
-    on the same scale.
+    The map is the sum of posterior mean and mean slope, each 0 where it is negative and over its maximum. To that over
+    its maximum the predicted mask is added, `OWN` times the squared cosine between the two, so that a cue that lies
+    elsewhere, or on little of the object, puts it aside. The error is that of the two, on the same scale.
 
     Args:
         grid: See `Masking`, as are p, fill, seed and batch.
@@ -81,19 +88,24 @@ class BayesRISE(Masking):
             raise ValueError("the detector gives no pixels, so that nothing can be masked")
         high, wide = frame.instances.image_size
         whole = frame.view.to_view(found.mean.new_tensor([[0.0, 0.0, wide, high]]))
-        mean, error = (m.view(n, t, h, w) for m in (found.mean.clamp(min=0), found.error))
+        mean, error = (m.view(n, t, h, w) for m in (found.mean, found.error))
         maps = {target.name: [Heat(mean[:, k], whole, error[:, k])] for k, target in enumerate(targets)}
         return Heats(maps, cost.passes, cost.backwards, cost.notes)
 
     def read(
         self, frame: Frame, rows: Tensor, targets: Sequence[Target], budget: int
     ) -> tuple[Effects, Heats]:
-        """Effects (rows * targets, h, w) over the whole image, of either sign, and what they cost (without maps)."""
+        """Maps (rows * targets, h, w) >= 0 over the whole image with errors, and what they cost (without maps)."""
         size = frame.instances.image_size or (0, 0)
         lattice = (min(SIDE, size[0]), min(SIDE, size[1]))
-        guides, cost = self.guides(frame, rows, targets, lattice)
-        seen = Answers(self, frame, rows, targets, min(max(1, budget - cost.passes), MOST))
+        own = self.own(frame, rows, len(targets), lattice)
+        slopes = Slopes(frame, rows, targets, lattice, budget)
+        pictures = max(1, budget - slopes.pictures * slopes.passes)
+        seen = Answers(self, frame, rows, targets, min(pictures, MOST), slopes)
         notes = [f"{MOST} masks at the most: for more of them choose drise"] if budget > MOST else []
+        if not slopes.pictures and len(rows):
+            why = ", which would take most of the budget" if slopes.able else ""
+            notes.append(f"without gradients{why}: mask and box alone shape the prior")
         device = seen.view.pixels.device
         y, x = (centres(count, side, device) for count, side in zip(lattice, size, strict=True))
         answers, masks, found = [], [], None
@@ -102,14 +114,13 @@ class BayesRISE(Masking):
             masks.append(shown.at(y, x))
             done = sum(map(len, answers))
             if self.tolerance is not None and done % BLOCK == 0:
-                found = self.posterior(answers, masks, guides)
+                found = self.posterior(answers, masks, own, slopes)
                 if done < seen.budget and self._error(found) <= self.tolerance:
                     notes.append(f"stopped after {done} masks: the error is below {self.tolerance:g}")
                     break
                 found = None
-        found = self.posterior(answers, masks, guides) if found is None else found
-        notes += [*cost.notes, *seen.notes()]
-        return found, Heats({}, seen.probe.passes + cost.passes, cost.backwards, tuple(notes))
+        found = self.posterior(answers, masks, own, slopes) if found is None else found
+        return found, Heats({}, seen.probe.passes, slopes.backwards, (*notes, *seen.notes()))
 
     def draw(self, block: int, size: tuple[int, int], boxes: Tensor, g: torch.Generator) -> Masks:
         if block % 2 == 0:
@@ -118,43 +129,37 @@ class BayesRISE(Masking):
         cells = (max(1, self.grid[0] // 2), max(1, self.grid[1] // 2))
         return NestedMasks.draw(BLOCK, size, cells, self.p, torch.cat([middle - half, middle + half], 1), g)
 
-    def posterior(self, answers: list[Tensor], masks: list[Tensor], guides: Tensor) -> Effects:
-        """Effects on each row and target, from the answers so far."""
-        box, rest = guides[:, 0], guides[:, 2:]
-        amplitudes = [torch.ones_like(box), FLOOR + box]
-        if rest.shape[1]:
-            wide = _soft(guides, 1 / 32)
-            amplitudes += [FLOOR + wide[:, 2], FLOOR + wide[:, 2] * wide[:, 1]]
+    def posterior(self, answers: list[Tensor], masks: list[Tensor], own: Tensor, slopes: Slopes) -> Effects:
+        """The maps, from the answers and slopes so far; `own` as from the method of that name."""
         if not answers:
-            nothing = torch.zeros_like(box)
+            nothing = torch.zeros_like(own[:, 0])
             return Effects(nothing, nothing, nothing.flatten(1).sum(1))
+        box, share = own[:, 0], min(1.0, slopes.count / TRUSTED)
+        amplitudes, shapes = [torch.ones_like(box), FLOOR + box], _soft(own, 1 / 64)
+        steep, unsure = slopes.mean().clamp(min=0), slopes.error()
+        if share:
+            wide = _soft(torch.stack([own[:, 1], steep], 1), 1 / 32)
+            amplitudes += [FLOOR + wide[:, 1], FLOOR + wide[:, 1] * wide[:, 0]]
+            shapes = torch.cat([shapes, wide[:, 1:]], 1)
         roots = torch.cat(answers).clamp(min=0).sqrt()
-        return effects(roots, torch.cat(masks), amplitudes, _soft(guides, 1 / 64))
+        told = effects(roots, torch.cat(masks), amplitudes, shapes)
+        mean, error = _over_top(told.mean.clamp(min=0), told.error)
+        steep, unsure = _over_top(steep, unsure)
+        mean, error = _over_top(mean + share * steep, torch.hypot(error, share * unsure))
+        object_ = _soft(own[:, 1:], 1 / 64)[:, 0]
+        agreed = cosine_similarity(mean.flatten(1), object_.flatten(1))
+        return Effects(mean + OWN * agreed.square()[:, None, None] * object_, error, told.evidence)
 
-    def guides(
-        self, frame: Frame, rows: Tensor, targets: Sequence[Target], lattice: tuple[int, int]
-    ) -> tuple[Tensor, Heats]:
-        """(rows * targets, 2 or 3, h, w) in [0, 1]: Gaussian in the box, mask, and gradient where there is one."""
-        view, size, n, t = frame.view, frame.instances.image_size, len(rows), len(targets)
+    def own(self, frame: Frame, rows: Tensor, targets: int, lattice: tuple[int, int]) -> Tensor:
+        """(rows * targets, 2, h, w) in [0, 1]: Gaussian in the box, and mask."""
+        view, size = frame.view, frame.instances.image_size
         if view is None or size is None:
             raise ValueError("the detector gives no pixels, so that nothing can be masked")
-        fine = (4 * lattice[0], 4 * lattice[1])
-
-        def brought(heats: Sequence[Heat]) -> Tensor:
-            whole = sum(resample(heat.values.detach(), heat.boxes, view, size, fine) for heat in heats)
-            small = interpolate(torch.as_tensor(whole)[:, None], lattice, mode="area")[:, 0].nan_to_num()
-            return small / small.flatten(1).amax(1)[:, None, None].clamp(min=1e-9)
-
-        own = [brought([baseline.heat(frame, rows)[0]]) for baseline in (BoxGaussian(), OwnMask())]
-        made = [g[:, None].expand(-1, t, -1, -1) for g in own]
-        gradient, cost = JointGradient(), Heats({})
-        asked = [target for target in targets if target.raw]
-        if not gradient.missing(frame) and len(asked) == t and n:
-            cost = gradient.heats(frame, rows, asked, 1)
-            made.append(torch.stack([brought(cost.maps[target.name]) for target in targets], 1))
-        else:
-            cost = Heats({}, notes=("without gradients: the prior is shaped by mask and box",))
-        return torch.stack(made, 2).flatten(0, 1), cost
+        made = []
+        for baseline in (BoxGaussian(), OwnMask()):
+            heat = baseline.heat(frame, rows)[0]
+            made.append(_scaled(pooled(heat.values.detach(), heat.boxes, view, size, lattice).nan_to_num()))
+        return torch.stack(made, 1).repeat_interleave(targets, 0)
 
     def _error(self, found: Effects) -> float:
         top = found.mean.flatten(1).amax(1)
@@ -162,8 +167,18 @@ class BayesRISE(Masking):
         return float((found.error.flatten(1).mean(1)[some] / top[some]).mean()) if bool(some.any()) else 0.0
 
 
+def _scaled(maps: Tensor) -> Tensor:
+    """(..., h, w) over their maxima; zeros stay."""
+    return maps / maps.flatten(-2).amax(-1)[..., None, None].clamp(min=1e-9)
+
+
+def _over_top(maps: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (R, h, w) over their maxima, and errors on the same scale; both 0 where a map is."""
+    top = maps.flatten(1).amax(1)[:, None, None]
+    scale = torch.where(top > 0, 1 / top, top * 0)  # NaN stays NaN
+    return maps * scale, errors * scale
+
+
 def _soft(maps: Tensor, reach: float) -> Tensor:
     """(R, K, h, w) under a Gaussian whose standard deviation is a share of a side; maxima 1 again."""
-    down, across = (bell(side, reach, maps) for side in maps.shape[-2:])
-    soft = (down / down.sum(1, keepdim=True)) @ maps @ (across / across.sum(1, keepdim=True)).mT
-    return soft / soft.flatten(2).amax(2)[..., None, None].clamp(min=1e-9)
+    return _scaled(softened(maps, reach))

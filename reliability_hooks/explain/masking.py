@@ -12,6 +12,7 @@ from ..evaluation.fills import fill_of
 from ..frame import Frame, View
 from .base import Method, Probe
 from .masks import BLOCK, GridMasks, Masks, steps
+from .slopes import Slopes
 from .targets import Target
 
 GONE = 0.05
@@ -53,8 +54,11 @@ class Masking(Method):
 
     def masked(
         self, view: View, size: tuple[int, int], boxes: Tensor, count: int, batch: int
-    ) -> Iterator[tuple[Masks, Tensor]]:
-        """Batches of masks and of masked pixels (b, 3, h, w); what lies beside the image is left alone."""
+    ) -> Iterator[tuple[Masks, Tensor, Tensor]]:
+        """Batches of masks, of masked pixels (b, 3, h, w), and of the pixels less what hides them.
+
+        What lies beside the image is left alone.
+        """
         g = torch.Generator().manual_seed(self.seed)
         pixels = view.pixels.clone().float()
         colours = self.fill(pixels)
@@ -69,11 +73,20 @@ class Masking(Method):
             masks = block.part(start % BLOCK, stop - start)
             keep = masks.at(y, x).masked_fill(beside, 1.0)
             hidden = colours(keep < 0.5)
-            yield masks, (hidden + (pixels - hidden) * keep[:, None]).to(view.pixels.dtype)
+            change = (pixels - hidden).expand(len(keep), -1, -1, -1)
+            yield masks, (hidden + change * keep[:, None]).to(view.pixels.dtype), change
 
 
 class Answers:
     """What the instances answer to masks, batch by batch.
+
+    Args:
+        method: Draws the masks.
+        frame: Is asked.
+        rows: (n,) of its instances.
+        targets: What is asked.
+        budget: Pictures.
+        slopes: Of the same rows and targets: gathers those of the pictures that it wants.
 
     Attributes:
         view: Of the frame.
@@ -81,21 +94,29 @@ class Answers:
         probe: Counts the pictures.
     """
 
-    def __init__(self, method: Masking, frame: Frame, rows: Tensor, targets: Sequence[Target], budget: int) -> None:
+    def __init__(
+        self, method: Masking, frame: Frame, rows: Tensor, targets: Sequence[Target], budget: int,
+        slopes: Slopes | None = None,
+    ) -> None:  # fmt: skip
         if frame.view is None or frame.instances.image_size is None:
             raise ValueError("the detector gives no pixels, so that nothing can be masked")
         self.view, self.size = frame.view, frame.instances.image_size
-        self.probe = Probe(frame, rows, targets, method.rerun)
+        with torch.inference_mode(False), torch.no_grad():  # what gradients are taken through must not be of that mode
+            self.probe = Probe(frame, rows.clone(), targets, method.rerun)
         self.boxes = frame.instances.boxes[rows].float()
-        self.method, self.budget = method, budget if len(rows) else 0
+        self.method, self.budget, self.slopes = method, budget if len(rows) else 0, slopes
         self.highest = torch.zeros(len(rows), device=frame.view.pixels.device)
 
     def __iter__(self) -> Iterator[tuple[Masks, Tensor]]:
         """(b masks, (b, rows * targets) answers in [0, 1]); NaN for an instance that cannot be traced."""
         many = self.probe.reference.masks
         batch = self.method.batch if many is None else max(1, min(self.method.batch, CELLS // max(many.numel(), 1)))
-        for masks, shown in self.method.masked(self.view, self.size, self.boxes, self.budget, batch):
-            answers = self.probe(shown)
+        start = 0
+        for masks, shown, change in self.method.masked(self.view, self.size, self.boxes, self.budget, batch):
+            graded = 0 if self.slopes is None else self.slopes.wanted(start, len(shown))
+            parts = [self.slopes.add(self.probe, shown[:graded], change[:graded])] if self.slopes and graded else []
+            parts += [self.probe(shown[graded:])] if graded < len(shown) else []
+            answers, start = torch.cat(parts), start + len(shown)
             self.highest = torch.maximum(self.highest, answers.amax((0, 2)))
             yield masks, answers.flatten(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..frame import View
 
@@ -54,6 +55,20 @@ def resample(
         return hat(relative.nan_to_num() * cells - 0.5, cells) * inside[:, :, None]
 
     return weights(0, y1, y2, h) @ values.float() @ weights(1, x1, x2, w).transpose(1, 2)
+
+
+def pooled(
+    values: Tensor, boxes: Tensor, view: View, image_size: tuple[int, int], lattice: tuple[int, int]
+) -> Tensor:
+    """(N, *lattice) as `resample`, each place the mean over its area."""
+    fine = resample(values, boxes, view, image_size, (4 * lattice[0], 4 * lattice[1]))
+    return interpolate(fine[:, None], lattice, mode="area")[:, 0]
+
+
+def softened(maps: Tensor, reach: float) -> Tensor:
+    """(..., h, w) under a Gaussian whose standard deviation is a share of a side, with what leaves kept inside."""
+    down, across = (bell(side, reach, maps) for side in maps.shape[-2:])
+    return (down / down.sum(1, keepdim=True)) @ maps @ (across / across.sum(1, keepdim=True)).mT
 
 
 def smoothed(values: Tensor, boxes: Tensor, reach: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ def test_few_masks_find_the_cues_better_than_those_of_drise_do() -> None:
     inside = {name: energy_inside(one.maps["class"], CUES) for name, one in made.items()}
     assert bool((inside["bayes"] > inside["drise"]).all())
     assert bool((inside["bayes"] > 0.5).all())  # also of the second, whose cue lies outside of its box
-    assert made["bayes"].passes == 1 + 64  # that of the untouched picture beside the budget
-    assert made["bayes"].backwards == 3
+    assert made["bayes"].backwards > 0
+    assert made["bayes"].passes + made["bayes"].backwards == 1 + 64  # that of the untouched picture beside the budget
 
 
 def test_without_gradients_mask_and_box_shape_the_prior() -> None:
@@ -61,8 +61,9 @@ def test_the_error_bars_hold_what_many_masks_say() -> None:
     frame, rows = toy(), torch.arange(3)
     method = BayesRISE(grid=8)
     few = method.heats(frame, rows, [TARGETS["class"]], 64).maps["class"][0]
-    guides, _ = method.guides(frame, rows, [TARGETS["class"]], SIZE)
-    assert guides.shape == (3, 3, *SIZE)
+    own = method.own(frame, rows, 2, SIZE)
+    assert own.shape == (6, 2, *SIZE)
+    assert torch.equal(own[0], own[1])  # the targets of an instance lie side by side
     many = BayesRISE(grid=8, seed=5).heats(frame, rows, [TARGETS["class"]], 800).maps["class"][0]
     assert few.errors is not None
     held = coverage(few.values.clamp(min=0), few.errors, many.values, 0.9, many.errors)
@@ -75,7 +76,7 @@ def test_it_stops_when_it_is_sure_and_says_so() -> None:
     assert loose.passes < 500
     assert any("stopped after" in note for note in loose.notes)
     whole = explain_frame(toy(), method="bayes", budget=40)
-    assert whole.passes == 41
+    assert whole.passes + whole.backwards == 41
     assert not any("stopped" in note for note in whole.notes)
 
 
@@ -98,7 +99,7 @@ def test_masks_that_remove_everything_leave_zeros() -> None:
     def blind(pixels: torch.Tensor, parts: object = (), rows: torch.Tensor | None = None) -> object:
         first.append(1)
         glance = look(pixels, parts, rows)  # type: ignore[arg-type]
-        return glance if len(first) <= 2 else replace(glance, logits=glance.logits * 0 - 60.0)
+        return glance if len(first) <= 1 else replace(glance, logits=glance.logits * 0 - 60.0)
 
     made = explain_frame(replace(frame, look=blind), method="bayes", budget=32)  # type: ignore[arg-type]
     assert bool((made.maps["joint"] == 0).all())
@@ -108,7 +109,7 @@ def test_masks_that_remove_everything_leave_zeros() -> None:
 def test_a_large_budget_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reliability_hooks.explain.bayes.MOST", 40)
     made = explain_frame(toy(), method="bayes", budget=5000)
-    assert made.passes == 42
+    assert made.passes == 41
     assert any("choose drise" in note for note in made.notes)
     assert MOST >= 256
 

@@ -53,10 +53,10 @@ def test_drise_is_the_loop_of_the_formula(method: type[DRISE]) -> None:
     heat = made.heats(frame, torch.arange(3), [TARGETS["joint"]], count).maps["joint"][0]
     drawn = list(made.masked(frame.view, SIZE, BOXES, count, 16))  # type: ignore[arg-type]
     y, x = (centres(4 * n, side) for n, side in zip((4, 5), SIZE, strict=True))
-    lattice = torch.cat([masks.at(y, x) for masks, _ in drawn])
+    lattice = torch.cat([masks.at(y, x) for masks, _, _ in drawn])
     fine = [torch.arange(2 * side) / 2 + 0.25 for side in SIZE]
-    shown = pictures(frame, torch.cat([masks.at(*fine) for masks, _ in drawn]))
-    torch.testing.assert_close(torch.cat([s for _, s in drawn]), shown)
+    shown = pictures(frame, torch.cat([masks.at(*fine) for masks, _, _ in drawn]))
+    torch.testing.assert_close(torch.cat([s for _, s, _ in drawn]), shown)
     boxes = frame.view.to_view(frame.instances.boxes)  # type: ignore[union-attr]
     for i in range(3):
         total = torch.zeros_like(lattice[0])

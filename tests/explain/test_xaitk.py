@@ -29,7 +29,7 @@ def test_drise_ranks_pixels_as_xaitk_does() -> None:
         heat = method.heats(frame, torch.arange(len(kept)), [TARGETS["joint"]], count).maps["joint"][0]
         y, x = (centres(4 * n, side) for n, side in zip((5, 6), size, strict=True))  # type: ignore[arg-type]
         masks, found = [], []
-        for drawn, shown in method.masked(view, size, kept.boxes, count, 8):  # type: ignore[arg-type]
+        for drawn, shown, _ in method.masked(view, size, kept.boxes, count, 8):  # type: ignore[arg-type]
             masks.append(drawn.at(y, x))
             found += frame.rerun(shown)  # type: ignore[misc]
     most = max(map(len, found))

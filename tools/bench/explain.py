@@ -1,9 +1,10 @@
 """Which map of an instance is the most faithful, and what does it cost?
 
 COCO val2017 photographs, one detector at a time; whatever settings were chosen on is train2017. Every method explains
-the joint target of the same instances. Its map is judged with a fill that no method used: area-scaled OA (pixels up to
-twice the object's area), full OA, both of the joint score, of the class and of box or mask alone. D-RISE as tuned, with
-1,000 masks, is what the others are compared with, paired over photographs.
+the joint target of the same instances, of at least `--conf`, in photographs brought to `--imgsz`. Its map is judged by
+a fill that no method used: area-scaled OA (pixels up to twice the object's area), full OA, both of the joint score, of
+the class and of box or mask alone. D-RISE as tuned, with 1,000 masks, is what the others are compared with, paired over
+photographs.
 
 What was scored is kept in `--cache` by photograph and method, so that a run can be stopped and taken up again.
 """
@@ -11,7 +12,6 @@ What was scored is kept in `--cache` by photograph and method, so that a run can
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,22 +21,20 @@ import numpy as np
 import torch
 from common import SHARED, arguments, finish, machine, show
 from explain_cues import cue_share
+from explain_frames import detector, frames
 from explain_scores import FILL, STEPS, Recorder, Scorer
+from explain_timing import gradient_cost, timed
 from rich.progress import track
-from ultralytics import YOLO
 
 from reliability_hooks import Monitor, attach
 from reliability_hooks.evaluation.faithfulness_summary import faithfulness_summary
-from reliability_hooks.explain.explainer import EVIDENCE, explain_frame
-from reliability_hooks.explain.gradient import JointGradient
-from reliability_hooks.explain.targets import TARGETS
+from reliability_hooks.explain.explainer import explain_frame
 from reliability_hooks.frame import Frame
 from reliability_hooks.hook import Handle
-from reliability_hooks.images import read_image
 
 TUNED = {"grid": 16, "p": 0.5, "fill": "blur"}
 """Of D-RISE, chosen on train2017."""
-BUDGET = 192
+BUDGET = 200
 LONG = 1000
 METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "D-RISE 1000": ("drise", LONG, TUNED),
@@ -67,19 +65,12 @@ def maps_of(
         yield name, made.maps["joint"], {"passes": made.passes, "backwards": made.backwards}
 
 
-def frames(handle: Handle, images: list[Path], options: dict[str, Any]) -> Iterator[tuple[Path, Frame]]:
-    """Each photograph's frame, while it can be asked."""
-    for path in images:
-        with handle.frames(*EVIDENCE) as seen:
-            handle.predict([read_image(path)], **options)
-            yield path, seen[0]
-
-
 def scored(handle: Handle, images: list[Path], args: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     """For each photograph scores and costs of each method; at most `--each` of its instances, `--instances` in all."""
     args.cache.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []
-    for path, frame in track(frames(handle, images, options), total=len(images), description="photographs"):
+    seen = frames(handle, images, options, args.bfloat16)
+    for path, frame in track(seen, total=len(images), description="photographs"):
         file = args.cache / f"{path.stem}.json"
         n = len(frame.instances)
         rows = torch.from_numpy(np.random.default_rng(int(path.stem)).permutation(n)[: args.each].copy())
@@ -98,69 +89,30 @@ def scored(handle: Handle, images: list[Path], args: Any, options: dict[str, Any
     return [d for d in done if d["rows"]]
 
 
-def timed(handle: Handle, images: list[Path], args: Any, options: dict[str, Any]) -> dict[str, float]:
-    """Method -> seconds for a photograph, mean over the same ones, the methods in turn."""
-    found: dict[str, list[float]] = {name: [] for name in METHODS}
-    for _, frame in frames(handle, images, options):
-        rows = torch.arange(min(len(frame.instances), args.each))
-        for name, (method, budget, settings) in METHODS.items() if len(rows) else ():
-            found[name].append(explain_frame(frame, rows, method=method, budget=budget, **settings).seconds)
-    return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def gradient_cost(handle: Handle, images: list[Path], options: dict[str, Any]) -> float:
-    """Time of the joint gradient of all instances over one forward and backward pass; median over photographs."""
-    ratios = []
-    for _, frame in frames(handle, images, options):
-        n = len(frame.instances)
-        if n == 0 or frame.look is None or frame.view is None:
-            continue
-        rows, method = torch.arange(n), JointGradient(exact=False)
-
-        def plain(frame: Frame = frame, rows: torch.Tensor = rows) -> None:
-            assert frame.look is not None
-            assert frame.view is not None
-            pixels = frame.view.pixels.clone().float()[None].requires_grad_()
-            glance = frame.look(pixels, ("boxes", "masks", "layers"), rows)
-            layer = next(iter((glance.layers or {}).values())).values
-            total = glance.logits.sum() + (0 if glance.masks is None else glance.masks.mean())
-            torch.autograd.grad(total, [layer], allow_unused=True)
-
-        times: dict[int, list[float]] = {0: [], 1: []}
-        for _ in range(5):
-            for which in (0, 1):
-                start = time.perf_counter()
-                if which:
-                    method.heats(frame, rows, [TARGETS["joint"]], 1)
-                else:
-                    plain()
-                times[which].append(time.perf_counter() - start)
-        ratios.append(float(np.median(times[1]) / np.median(times[0])))
-    return float(np.median(ratios)) if ratios else float("nan")
-
-
 def main() -> None:
     args = arguments(
-        __doc__, detector={"default": str(SHARED / "weights/yolo11n-seg.pt"), "help": "ultralytics file"},
+        __doc__, detector={"default": str(SHARED / "weights/yolo11n-seg.pt"), "help": "of ultralytics or torchvision"},
         images={"type": Path, "default": SHARED / "data/coco/val2017"},
         instances={"type": int, "default": 150, "help": "instances in all"},
         each={"type": int, "default": 8, "help": "of one photograph"},
         imgsz={"type": int, "default": 320, "help": "longer side that the detector sees"},
         conf={"type": float, "default": 0.4, "help": "lowest confidence of an instance"},
         cues={"type": int, "default": 30, "help": "planted cues"},
+        bfloat16={"action": "store_true", "help": "score with the detector in bfloat16: quicker on some CPUs"},
         cache={"type": Path, "help": "folder of what was scored"},
     )
-    model, short = YOLO(args.detector), Path(args.detector).stem.replace("-", "_")
-    options = {"imgsz": args.imgsz, "conf": args.conf}
+    model, options = detector(args.detector, args.imgsz, args.conf)
+    short = Path(args.detector).stem.replace("-", "_")
     if args.quick:
         args.instances, args.each, args.cues = 2, 2, 1
-    args.cache = args.cache or Path(gettempdir()) / "reliability_hooks_explain" / f"{short}_{args.imgsz}_{BUDGET}"
+    known_by = f"{short}_{args.imgsz}_{BUDGET}" + "_bfloat16" * args.bfloat16
+    args.cache = args.cache or Path(gettempdir()) / "reliability_hooks_explain" / known_by
     order = np.random.default_rng(0).permutation(len(found := sorted(args.images.glob("*.jpg"))))
     images = [found[k] for k in order]
     with attach(model, Monitor([]), strict=True) as handle:
         done = scored(handle, images, args, options)
-        ratio = gradient_cost(handle, images[: 2 if args.quick else 8], options)
-        seconds = timed(handle, images[: 1 if args.quick else 4], args, options)
+        ratio = gradient_cost(frames(handle, images[: 2 if args.quick else 8], options))
+        seconds = timed(frames(handle, images[: 1 if args.quick else 4], options), METHODS, args.each)
         cues = cue_share(handle, args.cues, options, {k: METHODS[k] for k in (OURS, "joint gradient", "own mask")})
     ids = np.concatenate([np.full(len(d["rows"]), k) for k, d in enumerate(done)])
     scores = {
@@ -188,6 +140,7 @@ def main() -> None:
                 for m, v in cues.items()}
     finish(args, {
         "instances": len(ids), "photographs": len(done), "detector": short, "imgsz": args.imgsz, "conf": args.conf,
+        "scored in": "bfloat16" if args.bfloat16 else "float32",
         "fill of the scores": FILL, "steps": STEPS, "D-RISE": {**TUNED, "masks": LONG}, "budget": BUDGET,
         "intervals": "bootstrap over photographs", **machine(),
     }, rows, figures)  # fmt: skip

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import SHARED, arguments, finish, machine, show
-from explain import BUDGET, METHODS, OURS, frames
+from explain import BUDGET, METHODS, OURS
+from explain_frames import frames
 from rich.progress import track
 from torch import Tensor
 from ultralytics import YOLO
