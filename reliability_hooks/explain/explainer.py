@@ -58,8 +58,8 @@ def explain(
         targets: Names in `targets.TARGETS` or `targets.HOOKED`, or targets of one's own.
         method: Name in `base.METHODS`, a method, or `auto`: gradients where the detector and the targets give them,
             else masking.
-        budget: Pictures that a perturbation method may show to the detector; 256 without it, or 64 for targets of
-            `HOOKED`, each of which is a detection with all its signals.
+        budget: Pictures that a perturbation method may show to the detector, backward passes of `bayes` among them; 256
+            without it, or 64 for targets of `HOOKED`, each of which is a detection with all its signals.
         rows: Which of the instances are explained.
         longest: Longer side of the maps in pixels; that of the image without it. N float32 maps of a large photograph
             take much memory.

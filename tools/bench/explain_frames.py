@@ -23,7 +23,7 @@ def detector(spec: str, imgsz: int, conf: float) -> tuple[Any, dict[str, Any]]:
     if hasattr(model, "transform"):  # torchvision's: size and score are the model's own
         model.transform.min_size, model.transform.max_size = (imgsz,), imgsz
         model.roi_heads.score_thresh = conf
-        return model, {}
+        return model.to(memory_format=torch.channels_last), {}  # quicker; ultralytics does the same
     return model, {"imgsz": imgsz, "conf": conf}
 
 
