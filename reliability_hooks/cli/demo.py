@@ -25,6 +25,7 @@ from ..report.figures import class_table, condition_table, spread_figure
 from ..report.html import check_installed, write_page
 from ..report.page import DatasetFigures, MapLayer
 from ..report.strange import against_calibration
+from ..signals.condition import words_of
 from .common import guarded, terminal
 from .demo_pictures import CONDITIONS, Photograph, photographs, versions
 from .html_report import Gathered
@@ -107,7 +108,7 @@ def demo(out: Path, show: bool = False) -> int:
 def look(handle: Handle, photograph: Photograph, seed: int, gathered: Gathered) -> list[Line]:
     """Detect on the photograph and on all of its versions."""
     monitor = handle.monitor
-    phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
+    phrases = words_of(monitor.signals)
 
     def seen(version: str, pixels: np.ndarray) -> Instances:
         name = photograph.name if version == CLEAN else f"{photograph.name}, {version}"

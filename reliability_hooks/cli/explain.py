@@ -22,6 +22,7 @@ from ..explain.explainer import EVIDENCE, explain_frame, rows_of
 from ..explain.hooked import bound
 from ..explain.region import established
 from ..explain.targets import HOOKED, TARGETS
+from ..explain.views import VIEWS
 from ..export.coco import write_json
 from ..hook import attach
 from ..images import ImageError, find_images, read_image
@@ -31,6 +32,7 @@ from ..reasons import Reason
 from ..report.html import write_page
 from ..report.page import DatasetFigures
 from ..report.panel import Signed, draw_panel
+from ..signals.condition import words_of
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 from .html_report import Gathered, add_flag, facts_of, page_path
 from .layers import layers_of, remarks_of
@@ -84,7 +86,7 @@ def explain_images(
     if doubts and not m.path:
         raise ValueError("--doubt needs a fitted monitor: add --monitor DIRECTORY")
     monitor = Monitor.load(m.path) if m.path else new_monitor(settings)
-    phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
+    phrases = words_of(monitor.signals)
     seconds = 0.0
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -111,8 +113,8 @@ def explain_images(
             remedies = REMEDIES if monitor.judge else {}
             start = time.perf_counter()
             tried = counterfactuals(handle, image, made.instances, remedies, settings.detector.predict)
-            confirmed = {c.remedy for row in tried for c in row if c.mirrored is not None}
-            shown = len(remedies) + len(confirmed) + bool(confirmed)
+            confirmed = {c.remedy for row in tried for c in row if c.again}
+            shown = len(remedies) + len(VIEWS) * (len(confirmed) + bool(confirmed))
             seconds = (time.perf_counter() - start) / max(shown, 1)
             places = doubt(handle, image, made.instances, tried=tried, budget=doubts,
                            options=settings.detector.predict) if doubts else None  # fmt: skip
@@ -193,7 +195,8 @@ def _draw(
         "score": score, "reliability": value, "method": made.method, "passes": made.passes, "seconds": made.seconds,
         "notes": list(made.notes), "shares": {r.column: [r.phrase, r.change] for r in reasons},
         "conditions": {c.name: [c.phrase, c.excess] for c in named},
-        "counterfactuals": [{"remedy": c.remedy, "found": c.found, "reliability": c.after} for c in tried],
+        "counterfactuals": [{"remedy": c.remedy, "found": c.found, "reliability": c.after, "helps": c.helps()}
+                            for c in tried],
         **({} if places is None else {"doubt": places.words[k], "claims": [
             {"kind": c.kind, "how": c.how, "where": c.where, "before": c.before, "after": c.after, "holds": c.holds}
             for c in places.claims[k]]}),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..config import Settings
+from ..explain.cause import clearest
 from ..export.columns import VERDICTS
 from ..instances import Instances
 from ..monitor import Monitor
@@ -18,7 +19,7 @@ from ..report.html import check_installed
 from ..report.page import DatasetFigures, MapLayer, Page, ReportImage, ReportInstance
 from ..report.pictures import LONGEST, jpeg, outlines
 from ..report.strange import calibration_histograms, strangeness_of
-from ..signals.condition import worst
+from ..signals.condition import words_of
 
 MOST = 1000
 """Images that a page shows: those with the least reliable detections."""
@@ -67,7 +68,7 @@ class Gathered:
         self, monitor: Monitor, names: Mapping[int, str], longest: int = LONGEST, most: int = MOST
     ) -> None:
         self.monitor, self.names, self.longest, self.most = monitor, names, longest, most
-        self.phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
+        self.phrases = words_of(monitor.signals)
         self.reliability: list[float] = []
         self.scores: list[float] = []
         self.seen = 0
@@ -134,7 +135,8 @@ class Gathered:
         iou, verdict = columns.get("expected_iou", nan).tolist(), columns.get("verdict", nan * 0).nan_to_num().tolist()
         known = any(v == v for v in reliability)  # after a fault there is no evidence to share out
         shares = self.monitor.shares(instances) if known else [[]] * n
-        conditions, strange = worst(instances, self.phrases), strangeness_of(self.monitor.judge, instances)
+        conditions = clearest(self.monitor.judge, self.phrases, instances)
+        strange = strangeness_of(self.monitor.judge, instances)
         paths, boxes, scores = outlines(instances), instances.boxes.tolist(), instances.scores.tolist()
         return [
             ReportInstance(

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..config import Settings
+from ..explain.cause import clearest
 from ..export.coco import Rows, read_ids, to_coco, write_json
 from ..export.optional import require
 from ..export.parquet import write_parquet
@@ -25,7 +26,7 @@ from ..monitor import Monitor
 from ..reliability.drift import DriftState
 from ..report.html import write_page
 from ..report.overlay import draw
-from ..signals.condition import worst
+from ..signals.condition import words_of
 from .common import batches, guarded, new_monitor, open_detector, parser, settings_of, terminal, unique_stem
 from .html_report import Gathered, add_flag, page_path
 from .pages import predict_page
@@ -111,7 +112,7 @@ def predict(
     ):
         names = handle.host.class_names()
         gathered = None if report is None else Gathered(monitor, names)
-        phrases = {c: words for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()}
+        phrases = words_of(monitor.signals)
         task = progress.add_task("detecting", total=len(files))
         with _Videos(out) as videos:
             for batch in batches(_items(files, run, lambda: progress.advance(task)), settings.batch):
@@ -122,7 +123,7 @@ def predict(
                         run.evidence.append(run.drift.evidence)
                     reasons = [[r for r in row if r.change < -0.02] for row in monitor.reasons(instances)]
                     words = [[f"{r.phrase} ({r.change:+.2f})" for r in row] for row in reasons]
-                    conditions = worst(instances, phrases)
+                    conditions = clearest(monitor.judge, phrases, instances)
                     captions = [", ".join(dict.fromkeys([*([row[0].phrase] if row else []), *([c] if c else [])]))
                                 for row, c in zip(reasons, conditions, strict=True)]  # fmt: skip
                     picture = draw(item.pixels, instances, names, captions)

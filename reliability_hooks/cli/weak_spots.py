@@ -33,6 +33,7 @@ from ..explain.explainer import Watched
 from ..hook import attach
 from ..images import read_image
 from ..monitor import Monitor
+from ..signals.condition import words_of
 from .collect import labelled_images
 from .common import guarded, new_monitor, open_detector, parser, settings_of, terminal
 from .weak_spot_cache import Evidence, Kept, joined, monitor_digest
@@ -84,8 +85,7 @@ def weak_spots(settings: Settings, out: Path, method: str, budget: int, top: int
     options = settings.detector.predict
     with attach(open_detector(settings), monitor, strict=True) as handle:
         dataset, names = labelled_images(handle, settings, console), handle.host.class_names()
-        phrases = {c: words[1] for s in monitor.signals if s.name == "condition" for c, words in s.columns.items()
-                   if not c.endswith("/too_small")}  # fmt: skip
+        phrases = {column: high for column, (_, high) in words_of(monitor.signals).items()}
         same = {
             "version": __version__, "detector": handle.host.fingerprint(), "predict": options, "method": method,
             "budget": budget, "monitor": monitor_digest(m.path), "signals": [s.name for s in monitor.signals],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..instances import Instances
 from .explainer import Watched
 from .hooked import answer, partners
+from .views import VIEWS
 
 LEAST = 0.05
 """Gain of reliability from which a remedy is said to help."""
@@ -28,19 +29,25 @@ class Counterfactual:
         before: Reliability in the image as it is.
         after: Reliability of the same object in the mended image; NaN where it is not found there, or unknown.
         found: Whether it is found there.
-        mirrored: Gain of the same remedy in the mirror image, NaN where the object is lost in it; None where it was
-            not looked at, since there was nothing to confirm.
+        again: Its gains in other views of the image (`views.VIEWS`), where an object that is not found counts as 0;
+            empty where they were not looked at, since there was nothing to confirm.
     """
 
     remedy: str
     before: float
     after: float
     found: bool
-    mirrored: float | None = None
+    again: tuple[float, ...] = ()
 
     @property
     def gain(self) -> float:
         return self.after - self.before
+
+    def helps(self, least: float = LEAST) -> bool:
+        """Whether it gains so much in the image, and all views together do so by more than their standard error."""
+        gains = np.array([self.gain, *self.again])
+        unsure = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        return self.gain >= least and float(gains.mean()) - unsure >= least
 
 
 def brightened(stops: float) -> Remedy:
@@ -94,7 +101,7 @@ def counterfactuals(
     """For each instance every remedy and what really came of it, the most helpful first.
 
     One pass of the hooked detector for each remedy, whatever the number of instances. A gain may be chance: remedies
-    that seem to help are tried on the mirror image too, for as many passes and one more.
+    that seem to help are tried in each of `VIEWS` too, for as many passes and one more.
 
     Args:
         handle: Of `attach(model, monitor)` with a fitted monitor.
@@ -102,7 +109,7 @@ def counterfactuals(
         instances: Its N detections, with reliability.
         remedies: Words -> what is done to the image; it keeps its size.
         options: Of `handle.predict`.
-        confirm: Without it no mirror image is looked at.
+        confirm: Without it no other view is looked at.
 
     Raises:
         ValueError: A remedy changes the size of the image.
@@ -116,7 +123,12 @@ def counterfactuals(
         found = handle.predict([picture], **dict(options or {}))[0]
         return answer(of, found), partners(of, found) >= 0
 
-    mirror = mirrored(instances, image.shape[1])
+    def gained(picture: np.ndarray) -> Tensor:
+        """(n, views) reliability there, 0 where it is not found."""
+        size = (image.shape[0], image.shape[1])
+        seen = [judged(place(instances, size), view(picture)) for view, place in VIEWS.values()]
+        return torch.stack([torch.where(there, w, 0.0) for w, there in seen], 1)
+
     unmended: Tensor | None = None
     for words, remedy in remedies.items():
         mended = remedy(image)
@@ -124,26 +136,19 @@ def counterfactuals(
             raise ValueError(f"the remedy {words!r} makes {mended.shape} of {image.shape}: it must keep the size")
         after, there = judged(instances, mended)
         seems = after - before >= LEAST
-        gains = torch.zeros(n)
+        again: list[tuple[float, ...]] = [()] * n
         if confirm and bool(seems.any()):
-            if unmended is None:
-                unmended = judged(mirror, np.ascontiguousarray(image[:, ::-1]))[0]
-            gains = judged(mirror, np.ascontiguousarray(mended[:, ::-1]))[0] - unmended
+            unmended = gained(image) if unmended is None else unmended
+            gains = gained(mended) - unmended
+            again = [tuple(row) if looked else () for row, looked in zip(gains.tolist(), seems.tolist(), strict=True)]
         for k in range(n):
-            told = float(gains[k]) if confirm and bool(seems[k]) else None
-            out[k].append(Counterfactual(words, float(before[k]), float(after[k]), bool(there[k]), told))
+            out[k].append(Counterfactual(words, float(before[k]), float(after[k]), bool(there[k]), again[k]))
     return [sorted(row, key=lambda c: -c.gain if c.gain == c.gain else 2.0) for row in out]
 
 
 def helpful(tried: Sequence[Counterfactual], least: float = LEAST) -> list[Counterfactual]:
-    """Those that raise the reliability by at least so much, in the mirror image too where that was looked at."""
-    return [c for c in tried if c.gain >= least and (c.mirrored is None or c.mirrored >= least)]
-
-
-def mirrored(instances: Instances, width: int) -> Instances:
-    """Where they lie in the mirror image of an image so wide."""
-    x1, y1, x2, y2 = instances.boxes.unbind(1)
-    return instances.replace(boxes=torch.stack([width - x2, y1, width - x1, y2], 1), masks=None)
+    """Those that raise the reliability by at least so much, in the other views too where they were looked at."""
+    return [c for c in tried if c.helps(least)]
 
 
 def _uint8(values: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def class_table(images: Sequence[ReportImage]) -> Table | None:
 def condition_table(images: Sequence[ReportImage]) -> Table | None:
     """How reliable detections are under each condition that was found; None where none was looked for."""
     asked = any(i.condition is not None for image in images for i in image.instances)
-    note = "The worst condition that the monitor finds on each object."
+    note = "The condition that stands out on each object."
     if not asked:
         return None
     return _table(images, "Conditions", "condition", lambda i: i.condition or "none stands out", note)

@@ -58,7 +58,7 @@ class ReportInstance:
         interval: Of the reliability; NaN where there is none.
         verdict: `accept`, `reject` or `unknown`.
         expected_iou: In [0, 1] or NaN.
-        condition: Phrase of the worst condition, empty where none stands out; None where none was asked for.
+        condition: Phrase of the condition that stands out, empty where none does; None where none was asked for.
         shares: Words and what they add to the reliability, the greatest first (`Monitor.shares`).
         outline: Of the mask, as an SVG path (`pictures.outlines`); empty without.
         strangeness: None where the monitor tells none.

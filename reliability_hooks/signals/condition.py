@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import nan
 from typing import Any, ClassVar
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..frame import Frame
-from ..instances import Instances
 from .base import Signal
 from .prompts import Anchors, Antonyms, Source, conditions, parse
 
@@ -72,16 +71,7 @@ def opposites(x: Tensor, anchors: Tensor, scale: float) -> Tensor:
     return (scale * (cosines[:, 0::2] - cosines[:, 1::2])).sigmoid()
 
 
-def worst(instances: Instances, words: Mapping[str, tuple[str, str]], above: float = 0.5) -> list[str]:
-    """For each instance the phrase of its most probable condition; empty where none exceeds `above`, or none was asked.
-
-    Args:
-        instances: With the columns of `Condition`.
-        words: Column -> phrases for a low and a high value (`Condition.columns`).
-        above: Probability.
-    """
-    names = [c for c in words if c in instances.columns and c.startswith("condition/") and not c.endswith(TOO_SMALL)]
-    if not names or len(instances) == 0:
-        return [""] * len(instances)
-    value, at = torch.stack([instances.columns[n] for n in names], 1).nan_to_num(0.0).max(1)
-    return [words[names[k]][1] if v > above else "" for v, k in zip(value.tolist(), at.tolist(), strict=True)]
+def words_of(signals: Iterable[Signal]) -> dict[str, tuple[str, str]]:
+    """Column -> phrases for a low and a high value, of each condition that these signals ask for."""
+    own = (item for s in signals if s.name == "condition" for item in s.columns.items())
+    return {column: words for column, words in own if not column.endswith(f"/{TOO_SMALL}")}

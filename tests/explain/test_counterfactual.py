@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from reliability_hooks.explain.counterfactual import REMEDIES, brightened, counterfactuals, helpful, mirrored
+from reliability_hooks.explain.counterfactual import (
+    LEAST,
+    REMEDIES,
+    Counterfactual,
+    brightened,
+    counterfactuals,
+    helpful,
+)
+from reliability_hooks.explain.views import VIEWS
 from reliability_hooks.instances import Instances
 
 
@@ -23,7 +31,8 @@ def found(reliability: list[float], shift: float = 0.0, labels: tuple[int, ...] 
 class Bright:
     """A detector whose first object is as reliable as the picture is bright, and whose second is lost in the light.
 
-    A dark column on the left tells pictures from mirror images, in which the first is `other` times as reliable.
+    A black column on the left tells pictures from their other views, in which the first is `other` times as reliable,
+    or not found where that is NaN.
     """
 
     def __init__(self, other: float = 1.0) -> None:
@@ -34,20 +43,22 @@ class Bright:
 
     def predict(self, images: list[np.ndarray], **options: Any) -> list[Instances]:
         self.calls += 1
-        light = float(images[0].mean()) / 255
+        image = images[0]
+        light, size = float(image[-99:, -98].mean()) / 255, (100, 100)
         both = found([light, 0.5])
-        if images[0][0, 0, 0] > images[0][0, -1, 0]:
-            both = mirrored(found([light * self.other, 0.5]), 100)
-        return [both if light < 0.5 else both[torch.tensor([0])]]
+        if image[0, 0, 0] > image[0, -1, 0] or len(image) > 100:
+            place = VIEWS["moved" if len(image) > 100 else "mirrored"][1]
+            both = place(found([light * self.other, 0.5]), size)[torch.tensor([0, 1][self.other != self.other :])]
+        return [both if light < 0.5 else both[:1]]
 
 
 def test_the_gain_is_that_of_the_run_and_a_lost_object_is_said_to_be_lost() -> None:
     handle, image = Bright(), picture()
     before = handle.predict([image])[0]
     first, second = counterfactuals(handle, image, before, {"lit": brightened(1.5), "dimmed": brightened(-1)})
-    assert handle.calls == 5  # with the mirror image, as it is and lit
+    assert handle.calls == 7  # with two other views, as it is and lit
     assert [c.remedy for c in first] == ["lit", "dimmed"]
-    assert first[0].after == pytest.approx(float(brightened(1.5)(image).mean()) / 255)
+    assert first[0].after == pytest.approx(float(brightened(1.5)(image)[:, 1:].mean()) / 255)
     assert first[0].gain > 0.05 > first[1].gain
     assert helpful(first) == first[:1]
     lost = next(c for c in second if c.remedy == "lit")
@@ -62,21 +73,41 @@ def picture() -> np.ndarray:
     return out
 
 
-def test_a_gain_that_the_mirror_image_does_not_confirm_is_not_claimed() -> None:
+def test_a_gain_that_other_views_do_not_confirm_is_not_claimed() -> None:
     image, lit = picture(), {"lit": brightened(1.5)}
     before = Bright().predict([image])[0]
-    gains = {}
-    for other in (1.0, 0.1):
+    for other, holds in ((1.0, True), (0.1, False), (float("nan"), False)):
         row = counterfactuals(Bright(other), image, before, lit)[0]
-        gains[other] = row[0].mirrored
-        assert helpful(row) == (row if other == 1.0 else [])
-    assert gains[1.0] == pytest.approx(row[0].gain)
-    assert gains[0.1] == pytest.approx(0.1 * row[0].gain)
+        assert row[0].again == pytest.approx([row[0].gain * (0 if isnan(other) else other)] * 2, abs=1e-6)
+        assert helpful(row) == (row if holds else [])
     alone = counterfactuals(Bright(0.1), image, before, lit, confirm=False)[0]
-    assert alone[0].mirrored is None
+    assert alone[0].again == ()
     assert helpful(alone) == alone
     dark = counterfactuals(Bright(), image, before, {"dimmed": brightened(-1)})[0]
-    assert dark[0].mirrored is None  # nothing to confirm
+    assert dark[0].again == ()  # nothing to confirm
+
+
+def test_views_together_must_gain_by_more_than_their_standard_error() -> None:
+    gains = np.array([0.3, 0.1, 0.2])
+    least = gains.mean() - gains.std(ddof=1) / 3**0.5
+    claim = Counterfactual("lit", 0.2, 0.5, True, (0.1, 0.2))
+    assert claim.helps(least - 1e-6)
+    assert not claim.helps(least + 1e-6)
+    assert not Counterfactual("lit", 0.2, 0.21, True, (0.9, 0.9)).helps(LEAST)  # nothing gained in the image itself
+    assert not Counterfactual("lit", 0.2, 0.5, True, (float("nan"), 0.3)).helps()  # unknown is no gain
+
+
+@pytest.mark.parametrize("name", list(VIEWS))
+def test_instances_follow_their_view(name: str) -> None:
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[12:30, 21:54] = 200
+    view, place = VIEWS[name]
+    thing = found([0.5]).replace(boxes=torch.tensor([[21.0, 12, 54, 30]]))
+    seen, given = view(image), image.copy()
+    x1, y1, x2, y2 = place(thing, (60, 90)).boxes[0].int().tolist()
+    assert (seen[y1:y2, x1:x2] == 200).all()
+    assert (seen == 200).sum() == (image == 200).sum()
+    np.testing.assert_array_equal(image, given)
 
 
 def test_brightening_is_in_linear_light() -> None:

@@ -13,7 +13,7 @@ from reliability_hooks.clip.embed import Embed
 from reliability_hooks.frame import Frame, View
 from reliability_hooks.instances import Instances
 from reliability_hooks.signals.base import create
-from reliability_hooks.signals.condition import Condition
+from reliability_hooks.signals.condition import Condition, words_of
 from reliability_hooks.signals.prompts import conditions
 
 from .clip_fake import FakeEncoder, seen, unit
@@ -33,6 +33,13 @@ def expected(encoder: FakeEncoder, x: torch.Tensor, label: str, name: str) -> fl
 
 def test_columns_are_the_conditions() -> None:
     assert tuple(Condition().columns) == (*(f"condition/{c}" for c in CONDITIONS), "condition/too_small")
+
+
+def test_words_are_those_of_the_conditions_asked() -> None:
+    words = words_of([*create(["geometry"]), Condition()])
+    assert tuple(words) == tuple(f"condition/{c}" for c in CONDITIONS)  # too small to judge is not one
+    assert words["condition/blur"] == Condition().columns["condition/blur"]
+    assert words_of(create(["geometry"])) == {}
 
 
 def test_against_the_formula_one_by_one() -> None:

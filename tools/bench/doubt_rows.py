@@ -13,7 +13,7 @@ from rich.progress import track
 
 from reliability_hooks.evaluation.datasets import read_coco
 from reliability_hooks.evaluation.masks import decode_masks
-from reliability_hooks.explain.cause import causes
+from reliability_hooks.explain.cause import ABOVE, CLEAR, causes
 from reliability_hooks.explain.counterfactual import LEAST, REMEDIES, Counterfactual, counterfactuals, helpful
 from reliability_hooks.explain.doubt import doubt
 from reliability_hooks.explain.hooked import answer, partners
@@ -22,7 +22,7 @@ from reliability_hooks.hosts.base import load
 from reliability_hooks.images import read_image
 from reliability_hooks.instances import Instances
 from reliability_hooks.monitor import Monitor
-from reliability_hooks.signals.condition import worst
+from reliability_hooks.signals.condition import words_of
 
 LEVEL = 3
 FELL = 0.1
@@ -44,16 +44,18 @@ class Watched:
     def __init__(self, weights: Path, monitor: Path) -> None:
         self.monitor = Monitor.load(monitor)
         self.handle = attach(load(str(weights)), self.monitor, strict=True)
-        self.words = {c: w for s in self.monitor.signals if s.name == "condition" for c, w in s.columns.items()}
+        self.words = words_of(self.monitor.signals)
 
     def __call__(self, *pictures: np.ndarray) -> list[Instances]:
         return [one for p in pictures for one in self.handle.predict([p], **OPTIONS)]
 
     def named(self, found: Instances) -> tuple[list[list[str]], list[str]]:
         """Names of the causes of each object, the first first, and the one that `predict` names."""
-        ranked = [[c.name for c in row] for row in causes(self.monitor.judge, self.words, found)]
-        phrases = {words[1]: column.partition("/")[2] for column, words in self.words.items()}
-        return ranked, [phrases.get(phrase, "") for phrase in worst(found, self.words)]
+        ranked, clear = (
+            [[c.name for c in row] for row in causes(self.monitor.judge, self.words, found, above)]
+            for above in (ABOVE, CLEAR)
+        )
+        return ranked, [row[0] if row else "" for row in clear]
 
 
 def told(watched: Watched, applied: str, number: int, clean: Instances, bad: Instances, only: int | None) -> Rows:
