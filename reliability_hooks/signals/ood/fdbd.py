@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Info, Rows, Score, column
-from .last_layer import LevelMean
+from .base import Info, Rows, column
+from .last_layer import OfMeanInputs
 
 NEAREST = 1e-8
 """Least distance from the mean that is divided by."""
@@ -47,7 +47,7 @@ def fdbd(logits: Tensor, inputs: Tensor, which: Tensor, mean: Tensor, norms: Ten
     return -boundaries / middle.clamp(min=NEAREST)
 
 
-class FDBD(Score):
+class FDBD(OfMeanInputs):
     """Mean distance to the decision boundaries over the distance from the mean of known objects, negated.
 
     Each level of a head has a mean of its own; one that none of the learnt objects came from gets the mean of all.
@@ -60,24 +60,10 @@ class FDBD(Score):
         "logits, the classifier's inputs and weights; learns the mean of the inputs",
         "negated",
     )
-    evidence = ("logits", "classifier")
-    learns = True
     columns: ClassVar = column(name)
 
-    def __init__(self, layer: str | None = None) -> None:
-        super().__init__(layer)
-        self._mean = LevelMean()
-        self._weight = torch.zeros(0, 0, 0)
-
-    def learn(self, rows: Rows) -> None:
-        inputs, self._weight, which = rows.require("inputs", "weight", "which")
-        self._mean.update(inputs, which, len(self._weight))
-
-    def finish(self) -> None:
-        if len(self._weight) == 0:
-            raise ValueError(f"no detections to learn {self.name} from; show more images")
-        self.tensors = {"mean": self._mean.mean.float(), "norms": boundary_norms(self._weight.cpu())}
-        self._mean, self._weight = LevelMean(), torch.zeros(0, 0, 0)
+    def made(self, mean: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        return {"mean": mean, "norms": boundary_norms(weight)}
 
     def score(self, rows: Rows) -> Tensor:
         logits, inputs, which = rows.require("logits", "inputs", "which")

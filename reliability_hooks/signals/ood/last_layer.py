@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...instances import Head
 from . import scores
+from .base import Rows, Score
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor, which: Tensor) -> Tensor:
@@ -57,3 +58,36 @@ class LevelMean:
         own = self.total / self.count.clamp(min=1)[:, None]
         of_all = self.total.sum(0) / self.count.sum().clamp(min=1)
         return torch.where(self.count[:, None] > 0, own, of_all)
+
+
+class OfMeanInputs(Score):
+    """A score that learns from the mean inputs of each level and the weights. A subclass overrides `made`."""
+
+    evidence = ("logits", "classifier")
+    learns = True
+
+    def __init__(self, layer: str | None = None) -> None:
+        super().__init__(layer)
+        self._forget()
+
+    def learn(self, rows: Rows) -> None:
+        inputs, self._weight, which = rows.require("inputs", "weight", "which")
+        self._mean.update(inputs, which, len(self._weight))
+
+    def finish(self) -> None:
+        if len(self._weight) == 0:
+            raise ValueError(f"no detections to learn {self.name} from; show more images")
+        self.tensors = self.made(self._mean.mean.float(), self._weight.detach().cpu().float())
+        self._forget()
+
+    def made(self, mean: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """What is kept, by name.
+
+        Args:
+            mean: (L, D) float32 mean inputs of each level.
+            weight: (L, K, D) float32.
+        """
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        self._mean, self._weight = LevelMean(), torch.zeros(0, 0, 0)

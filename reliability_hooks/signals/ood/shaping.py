@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...instances import Head
 from .base import Info, Rows, Score, column
-from .last_layer import LevelMean, head_energy, linear
+from .last_layer import OfMeanInputs, head_energy, linear
 from .reservoir import Reservoir
 
 CLIP = 0.9
@@ -100,7 +100,7 @@ class ReAct(Score):
         return react(inputs, weight, bias, which, rows.head, self.learnt("limit", inputs))
 
 
-class DICE(Score):
+class DICE(OfMeanInputs):
     """Energy of the weights that contribute most for known objects.
 
     Each level of a head is sparsified by itself; one that none of the learnt objects came from goes by the mean input
@@ -114,27 +114,11 @@ class DICE(Score):
         "the classifier's inputs and weights; learns the mean of the inputs",
         "energy: negated log-sum-exp; JointEnergy for a sigmoid head",
     )
-    evidence = ("logits", "classifier")
-    learns = True
     columns: ClassVar = column(name)
 
-    def __init__(self, layer: str | None = None) -> None:
-        super().__init__(layer)
-        self._mean = LevelMean()
-        self._weight = torch.zeros(0, 0, 0)
-
-    def learn(self, rows: Rows) -> None:
-        inputs, self._weight, which = rows.require("inputs", "weight", "which")
-        self._mean.update(inputs, which, len(self._weight))
-
-    def finish(self) -> None:
-        if len(self._weight) == 0:
-            raise ValueError(f"no detections to learn {self.name} from; show more images")
-        mean = self._mean.mean.float()
-        contribution = mean[:, None] * self._weight.detach().cpu().float()
-        threshold = torch.from_numpy(np.quantile(contribution.flatten(1).numpy(), DROP, axis=1)).float()
-        self.tensors = {"mean": mean, "threshold": threshold}
-        self._mean, self._weight = LevelMean(), torch.zeros(0, 0, 0)
+    def made(self, mean: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        contribution = (mean[:, None] * weight).flatten(1).numpy()
+        return {"mean": mean, "threshold": torch.from_numpy(np.quantile(contribution, DROP, axis=1)).float()}
 
     def score(self, rows: Rows) -> Tensor:
         inputs, weight, bias, which = rows.require("inputs", "weight", "bias", "which")
