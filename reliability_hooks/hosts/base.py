@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from ..evaluation.datasets import GroundTruth
 from ..frame import Frame
 from ..instances import Instances
 from .info import HostInfo
+
+log = logging.getLogger(__name__)
 
 HOSTS: dict[str, str] = {
     "ultralytics.models.sam": "ultralytics_sam:UltralyticsSamHost",
@@ -60,6 +63,13 @@ class Host:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self._said: set[str] = set()
+
+    def say(self, words: str) -> None:
+        """Warn, once in the life of the host."""
+        if words not in self._said:
+            self._said.add(words)
+            log.warning(words)
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> Any:
@@ -153,6 +163,13 @@ def inert(*args: Any, **kwargs: Any) -> None:
 
 def _get_inert() -> Callable[..., None]:
     return inert
+
+
+class Undo:
+    """A call that restores something."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.remove = call
 
 
 class ListEntry:

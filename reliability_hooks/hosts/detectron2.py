@@ -7,7 +7,6 @@ features and masks. All of them survive `detector_postprocess`, indexing, `cat` 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,7 +30,6 @@ from .info import HostInfo
 from .look import Kept, Part, frozen
 from .rows import candidates, with_evidence
 
-log = logging.getLogger(__name__)
 EVIDENCE = "evidence"
 """The field that holds our own instances."""
 
@@ -79,7 +77,6 @@ class Detectron2Host(Host):
         self._family = family(self.net)
         self._watch = Watch(self.net, self._family)
         self._needs: frozenset[str] = frozenset()
-        self._said: set[str] = set()
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> Any:
@@ -108,7 +105,7 @@ class Detectron2Host(Host):
     ) -> list[Removable]:
         """Watch the modules that make boxes; when the model's forward ends, add the fields to what it returns."""
         if self._family is None:
-            self._say(f"the head of {type(self.net).__qualname__} is not known: its objects are judged by image "
+            self.say(f"the head of {type(self.net).__qualname__} is not known: its objects are judged by image "
                       "signals alone; known are ROI heads with a `box_predictor`, RetinaNet and FCOS")
         self._needs, self._dropout = frozenset(needs), bool(dropouts(self.net))
 
@@ -133,7 +130,7 @@ class Detectron2Host(Host):
         found = answer.get("instances") if isinstance(answer, Mapping) else None
         boxes = found.get("pred_boxes").tensor if found is not None and found.has("pred_boxes") else None
         if boxes is None or boxes.shape[1] != 4:
-            self._say(f"{type(self.net).__qualname__} returns no instances with upright `pred_boxes`: no reliability "
+            self.say(f"{type(self.net).__qualname__} returns no instances with upright `pred_boxes`: no reliability "
                       "stands beside them")
             return None
         return found
@@ -168,7 +165,7 @@ class Detectron2Host(Host):
         if missing:
             raise RuntimeError(f"model.{missing[0]} was replaced after attach, or is not called; attach again")
         if "roi_heads" in seen.calls and len(seen.proposals) != len(seen.sizes):
-            self._say(f"{type(self.net.roi_heads).__qualname__} runs several branches on each image: its objects are "
+            self.say(f"{type(self.net.roi_heads).__qualname__} runs several branches on each image: its objects are "
                       "judged by image signals alone")
             return False
         return True
@@ -232,11 +229,6 @@ class Detectron2Host(Host):
             raise RuntimeError("the model is not hooked; attach(model, monitor) first")
         found: list[Instances] = [answer["instances"].get(EVIDENCE) for answer in answers]
         return [instances[instances.scores >= conf] for instances in found]
-
-    def _say(self, words: str) -> None:
-        if words not in self._said:
-            self._said.add(words)
-            log.warning(words)
 
 
 def _bare(found: Any) -> Instances:

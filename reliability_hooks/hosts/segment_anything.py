@@ -9,7 +9,6 @@ overlaps its object enough.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from ..evaluation.datasets import GroundTruth
 from ..evaluation.labels import with_object_iou
 from ..frame import Frame, Prompted
 from ..instances import Instances
-from .base import Hook, Host, Process, Removable
+from .base import Hook, Host, Process, Removable, Undo
 from .info import HostInfo
 from .segment_anything_masks import origin_of, to_masks, with_answers
 from .segment_anything_prompts import ask, prompts_for
@@ -32,7 +31,6 @@ from .segment_anything_rows import Origin, Shown, features, prompted, to_instanc
 from .segment_anything_tap import Seen, Tap, parts_of
 from .watch import Around
 
-log = logging.getLogger(__name__)
 SETTERS = ("set_torch_image", "set_image", "set_image_batch")
 """Methods of a predictor that take an image; segment_anything's `set_image` calls the first of them."""
 FORGETTERS = ("reset_image", "reset_predictor")
@@ -66,10 +64,13 @@ class SegmentAnythingHost(Host):
             raise TypeError(f"{type(model).__qualname__} is neither a predictor nor a mask generator; attach to "
                             "SamPredictor(sam), SamAutomaticMaskGenerator(sam) or those of SAM 2")
         parts_of(self.predictor.model)
+        self._forget()
+        self._process: Process = _refuse
+
+    def _forget(self) -> None:
+        """What is held of images and of the last call, in every thread."""
         self._local = threading.local()  # `instances` of the last call
         self._images: Tensor | None = None  # (B, 3, side, side) that are set on the predictor
-        self._said: set[str] = set()
-        self._process: Process = _refuse
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> Any:
@@ -123,7 +124,7 @@ class SegmentAnythingHost(Host):
 
         names = ("generate",) if self.generates else (*SETTERS, *FORGETTERS, *PREDICTS, "predict_batch")
         around = Around(self.model, names, stand, {"instances": lambda: getattr(self._local, "instances", None)})
-        return [around, tap, _Forget(self)]
+        return [around, tap, Undo(self._forget)]
 
     def _keep(self, seen: Seen) -> None:
         if seen.images:  # of a nested call, the inner one has heard it
@@ -136,11 +137,11 @@ class SegmentAnythingHost(Host):
         inside = (masks if masks.dtype == torch.bool else masks > self._threshold()).flatten(0, 1)
         instances = to_instances(inside, ious.flatten(), shown.size)
         if not seen.passes:
-            self._say("the mask decoder was not called: masks are judged by what is seen of them alone")
+            self.say("the mask decoder was not called: masks are judged by what is seen of them alone")
         origin = Origin.of_pass(seen.passes[-1], shown) if seen.passes else None
         pixels = None if self._images is None else self._images[image]
         if pixels is None:
-            self._say("the image was set before the predictor was attached: nothing is judged by its pixels; set it "
+            self.say("the image was set before the predictor was attached: nothing is judged by its pixels; set it "
                       "again")
         with torch.no_grad():
             judged = process(partial(self._frame, tap, instances, ious.flatten().float(), origin, shown, pixels),
@@ -257,11 +258,6 @@ class SegmentAnythingHost(Host):
             found.append(with_object_iou(instances, truth, np.repeat(objects, each)))
         return found
 
-    def _say(self, words: str) -> None:
-        if words not in self._said:
-            self._said.add(words)
-            log.warning(words)
-
 
 class Sam2Host(SegmentAnythingHost):
     """Hooks on a `SAM2ImagePredictor` or a `SAM2AutomaticMaskGenerator`; as `SegmentAnythingHost`."""
@@ -272,16 +268,6 @@ class Sam2Host(SegmentAnythingHost):
         beside="as `segment_anything`", licence="Apache-2.0", tested="sam2>=1.1,<1.2", logits=False, candidates=False,
         gradients=False,
     )  # fmt: skip
-
-
-class _Forget:
-    """Drops what is held of images and of the last call, in every thread."""
-
-    def __init__(self, host: SegmentAnythingHost) -> None:
-        self.host = host
-
-    def remove(self) -> None:
-        self.host._local, self.host._images = threading.local(), None
 
 
 def _refuse(build: Callable[[], Frame], bare: Callable[[], Instances]) -> Instances:

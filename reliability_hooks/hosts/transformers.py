@@ -7,7 +7,6 @@ judged: each dict gains `reliability`, `reliability_interval`, `verdict`, `expec
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ..frame import Candidates, Frame, Glance, Layer, View
 from ..instances import Instances
-from .base import Hook, Host, Process, Removable, dropouts, dropping
+from .base import Hook, Host, Process, Removable, Undo, dropouts, dropping
 from .info import HostInfo
 from .look import Kept, Part, frozen
 from .queries import Inside, Pass, view
@@ -31,7 +30,6 @@ from .rows import candidates, with_evidence
 from .transformers_results import POST, Found, bare, with_own_masks
 from .transformers_watch import Listening
 
-log = logging.getLogger(__name__)
 TESTED = ((5, 23), (5, 23))
 """First and last version that the tests were run with."""
 ADDED = ("reliability", "reliability_interval", "verdict", "expected_iou")
@@ -73,9 +71,8 @@ class TransformersHost(Host):
         if not any(hasattr(self.processor, name) for name in POST):
             raise TypeError(f"{type(self.processor).__qualname__} makes no detections: it has none of "
                             f"{', '.join(POST)}")
-        self._local = threading.local()  # `running` and `last` pass, `judged` instances, `aside`
+        self._forget()
         self._needs: frozenset[str] = frozenset()
-        self._said: set[str] = set()
 
     @classmethod
     def load(cls, spec: str, **options: Any) -> Any:
@@ -107,7 +104,7 @@ class TransformersHost(Host):
         """Watch the model, the stages of its backbone, and the last step of the processor."""
         self._check_version()
         if self.kind not in HEADS:
-            self._say(f"the head of {self.kind!r} is not known: its objects are judged by image signals alone; known "
+            self.say(f"the head of {self.kind!r} is not known: its objects are judged by image signals alone; known "
                       f"are {', '.join(HEADS)}")
         self._needs = frozenset(needs)
 
@@ -122,7 +119,7 @@ class TransformersHost(Host):
             self.net.register_forward_pre_hook(Hook(self._start, report), with_kwargs=True),
             self.net.register_forward_hook(Hook(self._finish, report), with_kwargs=True, always_call=True),
             Listening(self.processor, POST, Hook(judge, report)),
-            _Forget(self),
+            Undo(self._forget),
         ]
         if self.model is not self.net:
             made.append(Listening(self.model, ("postprocess",), Hook(beside, report)))
@@ -162,7 +159,7 @@ class TransformersHost(Host):
         logits = outputs.logits if hasattr(outputs, "logits") else outputs.class_queries_logits
         found = [-1 if seen is None else seen.find(own.detach()) for own in logits]
         if seen is None or -1 in found:
-            self._say("an output was post-processed that is not of the hooked model's last pass in this thread: no "
+            self.say("an output was post-processed that is not of the hooked model's last pass in this thread: no "
                       "reliability stands beside it")
             return
         targets = given.get("target_sizes")
@@ -196,7 +193,7 @@ class TransformersHost(Host):
     def _view(self, seen: Pass, i: int, size: tuple[int, int]) -> View | None:
         shown = view(seen, i, size, self.processor)
         if shown is None:
-            self._say("the model was given other pixels than its processor's settings make of an RGB image: nothing is "
+            self.say("the model was given other pixels than its processor's settings make of an RGB image: nothing is "
                       "judged by them")
         return shown
 
@@ -258,28 +255,17 @@ class TransformersHost(Host):
             raise RuntimeError("the model is not hooked; attach(model, monitor, processor=processor) first")
         return [result["instances"] for result in results]
 
+    def _forget(self) -> None:
+        """What is held of the last pass, in every thread."""
+        self._local = threading.local()  # `running` and `last` pass, `judged` instances, `aside`
+
     def _check_version(self) -> None:
         import transformers
 
         version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         if not TESTED[0] <= version <= TESTED[1]:
             first, last = (".".join(map(str, v)) for v in TESTED)
-            self._say(f"transformers {transformers.__version__} is outside of the tested range, {first} to {last}")
-
-    def _say(self, words: str) -> None:
-        if words not in self._said:
-            self._said.add(words)
-            log.warning(words)
-
-
-class _Forget:
-    """Drops what is held of the last pass, in every thread."""
-
-    def __init__(self, host: TransformersHost) -> None:
-        self.host = host
-
-    def remove(self) -> None:
-        self.host._local = threading.local()
+            self.say(f"transformers {transformers.__version__} is outside of the tested range, {first} to {last}")
 
 
 def _same(kept: Instances) -> Instances:
