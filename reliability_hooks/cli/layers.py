@@ -49,7 +49,7 @@ def remarks_of(tried: Sequence[Counterfactual], named: Sequence[Cause], doubt: s
     conditions = [f"More than usual: {', '.join(c.phrase for c in named)}."] if named else []
     remedies = [
         f"{c.remedy}, it has a reliability of {c.after:.2f} instead of {c.before:.2f}"
-        f"{', and gains in the image mirrored and moved too' if c.again else ''}."
+        f"{', and gains in the image mirrored, moved and shrunk too' if c.again else ''}."
         for c in helpful(tried)[:1]
     ]
     return [r[:1].upper() + r[1:] for r in (*conditions, *remedies, doubt) if r]

@@ -10,7 +10,9 @@ import torch
 from ..instances import Instances
 
 AWAY = 0.05
-"""How far `moved` goes, in sides."""
+"""How far `move` goes, in sides."""
+SMALLER = 0.85
+"""Of the sides that `shrink` leaves."""
 GREY = 114
 """What detectors pad with."""
 Size = tuple[int, int]
@@ -40,6 +42,27 @@ def moved(instances: Instances, size: Size) -> Instances:
     return instances.replace(boxes=instances.boxes + away, masks=None)
 
 
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Smaller, at the upper left of a grey image of the same size."""
+    from PIL import Image
+
+    height, width = _smaller((image.shape[0], image.shape[1]))
+    out = np.full_like(image, GREY)
+    out[:height, :width] = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return out
+
+
+def shrunk(instances: Instances, size: Size) -> Instances:
+    """Where they lie in what `shrink` makes of an image of `size` (height, width)."""
+    height, width = _smaller(size)
+    by = instances.boxes.new_tensor([width / size[1], height / size[0]] * 2)
+    return instances.replace(boxes=instances.boxes * by, masks=None)
+
+
+def _smaller(size: Size) -> Size:
+    return max(1, round(size[0] * SMALLER)), max(1, round(size[1] * SMALLER))
+
+
 def _margins(size: Size) -> tuple[int, int]:
     return int(size[0] * AWAY) + 1, int(size[1] * AWAY) + 1
 
@@ -47,5 +70,6 @@ def _margins(size: Size) -> tuple[int, int]:
 VIEWS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[Instances, Size], Instances]]] = {
     "mirrored": (mirror, mirrored),
     "moved": (move, moved),
+    "shrunk": (shrink, shrunk),
 }
 """Name -> what is done to the image, and where its detections lie then."""

@@ -111,7 +111,8 @@ def _bars(ax: Any, shares: Sequence[tuple[str, float]]) -> None:
     ax.barh(range(len(shares)), changes, height=0.3, color=[BLUE if c > 0 else VERMILION for c in changes])
     reach = max(0.05, *(abs(c) for c in changes))
     for row, (words, change) in enumerate(shares):
-        ax.text(0, row - 0.22, f"{_plain(words)} ({change:+.2f})", fontsize=SMALL - 1, ha="center", va="bottom")
+        ax.text(0, row - 0.22, f"{_plain(words)} ({change:+.2f})", fontsize=SMALL - 1, ha="center", va="bottom",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(len(shares) - 0.4, -1), yticks=[])
     ax.tick_params(labelsize=SMALL - 1)

@@ -4,8 +4,9 @@ COCO val2017 photographs on which the monitor was not fitted, degraded by code t
 CLIP was trained with (`degradations.py`).
 1. Of the detections whose reliability fell by `FELL` against the photograph as it is: the share whose named cause is
    what was done, as `explain` names it and as `predict` does, which names what is clear alone.
-2. Of the remedies that `explain` claims for the five least reliable detections, in the picture and two other views of
-   it: the share that raise the reliability in a third copy, shrunk and moved; and of those claimed after a single look.
+2. Of the remedies that `explain` claims for the five least reliable detections, in the picture and surely so in three
+   other views: the share that raise the reliability in another copy, shrunk and moved; and of those claimed after a
+   single look.
 3. Half of an object degraded: how much of the top decile of the restoration map, within the box, lies in that half.
 """
 
@@ -94,7 +95,7 @@ def main() -> None:
     protocol = {
         "photographs": f"COCO val2017 from number {args.skip} on", "level": LEVEL, "level_of_halves": STRONG,
         "cause": f"detections found again (same class, IoU >= .5) whose reliability fell by {FELL}; unnamed is wrong",
-        "claims": f"best remedy with a gain >= .05, mean less standard error over three views too, for the {EACH} "
+        "claims": f"best remedy with a gain >= .05, and 90 % limit of it in three other views, for the {EACH} "
                   "least reliable of the photograph and of one version of it; single looks: in the picture alone",
         "copy": "shrunk to .9, at the lower right on grey; not found: reliability 0; raised: any gain; margin: .05",
         "copy_noise": "median change of the reliability in the copy of a picture that was not mended",
