@@ -89,8 +89,9 @@ class Recorder:
 def cue_frame(frame: Frame, cue: np.ndarray, weight: float = 8.0) -> Frame:
     """The frame of a detector that believes in a class only while a sticker is seen: the true cue is known.
 
-    The class logits of every object fall by up to `weight` with the share of the sticker's pixels that no longer show
-    what they showed. Differentiable in the pixels, and nothing on the way there shows inside the detector.
+    The class logits of every object fall by up to `weight` (against the background's, where a softmax has one) with the
+    share of the sticker's pixels that no longer show what they showed. Differentiable in the pixels, and nothing on the
+    way there shows inside the detector.
     """
     view, look = frame.view, frame.look
     assert view is not None
@@ -102,12 +103,15 @@ def cue_frame(frame: Frame, cue: np.ndarray, weight: float = 8.0) -> Frame:
     where = torch.zeros(view.pixels.shape[1:])
     where[y : y + high, x : x + wide] = small[: where.shape[0] - y, : where.shape[1] - x]
     where = where / where.sum()
-    first = view.pixels.clone().float()
+    first, found = view.pixels.clone().float(), frame.instances
 
     def seen(pixels: Tensor, parts: Collection[str] = (), rows: Tensor | None = None) -> Glance:
         glance = look(pixels, parts, rows)
         change = (pixels.float() - first).abs().mean(1) / 0.2  # a fifth of the range: no longer the same thing
         gone = (change.clamp(max=1) * where).sum((1, 2))
-        return replace(glance, logits=glance.logits - weight * gone[:, None, None])
+        falls = torch.ones(glance.logits.shape[2])
+        if found.background is not None:
+            falls[found.background] = 0
+        return replace(glance, logits=glance.logits - weight * gone[:, None, None] * falls)
 
     return replace(frame, look=seen)
