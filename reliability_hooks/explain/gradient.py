@@ -94,7 +94,8 @@ class GradientMethod(Method):
         given = {**(glance.layers or {}), "pixels": Layer(pixels, whole)}
         if missing := [name for name in self.layers if name not in given]:
             raise ValueError(f"this detector gives no feature maps {', '.join(missing)}: choose layers=('pixels',) or "
-                             "a perturbation method (drise)")
+                             "a perturbation method (drise); a frame can be asked for them while its "
+                             "`handle.frames(...)` is open")
         return [given[name] for name in self.layers]
 
 

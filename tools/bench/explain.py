@@ -42,9 +42,8 @@ METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
     f"bayes {BUDGET}": ("bayes", BUDGET, {}),
     "joint gradient": ("gradient", 1, {}),
     "joint gradient, one backward": ("gradient", 1, {"exact": False}),
-    "ODAM": ("odam", 1, {}),
+    "ODAM": ("odam", 1, {}),  # of one target it is Seg-HiRes-CAM
     "Seg-Grad-CAM": ("gradcam", 1, {}),
-    "Seg-HiRes-CAM": ("hirescam", 1, {}),
     "Seg-XRes-CAM": ("xrescam", 1, {}),
     "own mask": ("mask", 1, {}),
     "box Gaussian": ("gaussian", 1, {}),
