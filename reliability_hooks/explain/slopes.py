@@ -27,8 +27,8 @@ FEWEST = 4
 """Pictures below which slopes say too little."""
 CONTEXT = 2.0
 """Objects share a backward pass whose boxes, so many times as large, do not meet."""
-AT_ONCE = 2
-"""Pictures of a backward pass, whose graph takes much memory."""
+PIXELS = 1 << 20
+"""Of the pictures of a backward pass, whose graph takes much memory; one picture at least."""
 REACH = 1 / 64
 """Standard deviation of the Gaussian over slopes, which flicker, as a share of a side."""
 SMALL = 1e-6
@@ -86,8 +86,9 @@ class Slopes:
             shown: Masked pixels.
             change: What keeping a place does to them: the pixels less what hides them.
         """
-        steps = range(0, len(shown), AT_ONCE)
-        return torch.cat([self._few(probe, shown[k : k + AT_ONCE], change[k : k + AT_ONCE]) for k in steps])
+        step = max(1, PIXELS // (shown.shape[2] * shown.shape[3]))
+        parts = (slice(k, k + step) for k in range(0, len(shown), step))
+        return torch.cat([self._few(probe, shown[some], change[some]) for some in parts])
 
     def mean(self) -> Tensor:
         """(R, h, w)."""

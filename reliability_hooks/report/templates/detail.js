@@ -32,7 +32,7 @@ function judgement(o) {
     o.correct === undefined ? null : ["In truth", o.correct ? "right" : "wrong"],
     ["Detector's score", two(o.score)],
     o.iou === undefined ? null : ["Expected IoU", two(o.iou)],
-    o.condition === undefined ? null : ["Worst condition", o.condition || NONE],
+    o.condition === undefined ? null : ["Condition", o.condition || NONE],
   ];
   return h("dl.rows", {}, ...rows.filter(Boolean).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
 }
